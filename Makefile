@@ -1,0 +1,54 @@
+# Everything runs in an environment of its own, .venv, which make creates when it is missing
+# and brings up to date when pyproject.toml or constraints.txt has changed.
+#
+#   make test PYTHON=python3.12 VENV=.venv312    another Python, beside the first
+#   make lab ARGS=--no-browser                   options for the command itself
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# Try each by running it: a name on the PATH can be the wrong version or an empty shim.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& { echo $$name; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test chapters bench retrain clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+lab: $(VENV)/.installed-lab ## Open chapter 00 in JupyterLab
+	$(PY) -m jupyterlab $(ARGS) chapters/00-start-here.ipynb
+
+test: $(VENV)/.installed-test ## Check style and types, run the tests and every chapter
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest $(ARGS)
+
+chapters: $(VENV)/.installed-test ## Run every chapter again and clean it (ARGS=09: only that one)
+	$(PY) chapters/build.py $(ARGS)
+
+bench: $(VENV)/.installed-test ## Print how fast and how large sdlearn is on this machine
+	$(PY) tests/bench.py $(ARGS)
+
+retrain: $(VENV)/.installed-train ## Train the postcards model again, from nothing
+	$(PY) -m sdlearn.training $(ARGS)
+
+clean: ## Remove the environment, the caches and the builds
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The chapters print the same text on every machine only with the same model,
+# and a test that reaches for the network would not pass on every machine.
+test chapters bench: export SDLEARN_MODEL = postcards
+test chapters bench: export HF_HUB_OFFLINE = 1
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "sdlearn needs Python 3.10 to 3.13: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@touch $@

@@ -1,0 +1,141 @@
+"""Every committed chapter is one that `make chapters` wrote, and a spoilt one is refused."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from build import CHAPTERS, clean, problems
+from nbformat import v4
+
+COMMITTED = sorted(CHAPTERS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_chapter_was_run_and_cleaned(path):
+    assert problems(path) == []
+
+
+def notebook():
+    """A chapter with one cell of each kind, as `make chapters` leaves it."""
+    return clean(
+        v4.new_notebook(
+            cells=[
+                v4.new_markdown_cell("# One\n![a red cat](cat.png)"),
+                v4.new_code_cell(
+                    "print(1)",
+                    execution_count=7,
+                    outputs=[v4.new_output("stream", name="stdout", text="1\n")],
+                ),
+            ]
+        )
+    )
+
+
+def problems_of(nb, folder: Path) -> str:
+    path = folder / "00-x.ipynb"
+    nbformat.write(nb, path)
+    return "; ".join(problems(path))
+
+
+def test_a_clean_chapter_has_no_problems(tmp_path):
+    assert problems_of(notebook(), tmp_path) == ""
+
+
+def not_run(nb):
+    nb.cells[1].execution_count = None
+
+
+def run_in_another_order(nb):
+    nb.cells[1].execution_count = 3
+
+
+def widget_state(nb):
+    nb.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {}}
+
+
+def widget_view(nb):
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "slider"}
+    nb.cells[1].outputs = [v4.new_output("display_data", data=view)]
+
+
+def error(nb):
+    nb.cells[1].outputs = [v4.new_output("error", ename="E", evalue="e", traceback=["E: e"])]
+
+
+def printed_traceback(nb):
+    nb.cells[1].outputs[0].text = "Traceback (most recent call last):\n"
+
+
+def progress_bar(nb):
+    nb.cells[1].outputs = [v4.new_output("stream", name="stderr", text=" 10%|#   | 1/10")]
+
+
+def path_in_output(nb):
+    nb.cells[1].outputs[0].text = "/".join(["saved to ", "home", "ada", "cat.png"])
+
+
+def path_in_source(nb):
+    nb.cells[1].source = "open('" + "\\".join(["C:", "Users", "Ada", "cat.png"]) + "')"
+
+
+def too_big(nb):
+    nb.cells[1].outputs[0].text = "1" * 1_500_001
+
+
+def too_long(nb):
+    nb.cells[1].source = "\n".join(["print(1)"] * 16)
+
+
+def no_alt_text(nb):
+    nb.cells[0].source = "![](cat.png)"
+
+
+def picture_without_alt_text(nb):
+    nb.cells[1].outputs = [v4.new_output("display_data", data={"image/png": "iVBORw0KGgo="})]
+
+
+def html_picture_without_alt_text(nb):
+    html = '<img width="9" src="data:image/png;base64,iVBORw0KGgo=">'
+    nb.cells[1].outputs = [v4.new_output("display_data", data={"text/html": html})]
+
+
+def timestamps(nb):
+    nb.cells[1].metadata.execution = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (not_run, "not run"),
+        (run_in_another_order, "make chapters"),
+        (widget_state, "widget state"),
+        (widget_view, "widget view"),
+        (error, "traceback"),
+        (printed_traceback, "traceback"),
+        (progress_bar, "progress bar"),
+        (path_in_output, "absolute path"),
+        (path_in_source, "absolute path"),
+        (too_big, "over 1.5 MB"),
+        (too_long, "16 lines"),
+        (no_alt_text, "alt text"),
+        (picture_without_alt_text, "alt text"),
+        (html_picture_without_alt_text, "alt text"),
+        (timestamps, "make chapters"),
+    ],
+)
+def test_a_spoilt_chapter_is_refused(spoil, word, tmp_path):
+    nb = notebook()
+    spoil(nb)
+    assert word in problems_of(nb, tmp_path)
+
+
+def test_cleaning_keeps_what_is_printed_and_drops_what_differs():
+    nb = notebook()
+    widget_state(nb)
+    widget_view(nb)
+    nb.cells[1].outputs.append(v4.new_output("stream", name="stdout", text="1\n"))
+    cleaned = clean(nb)
+    assert "widgets" not in cleaned.metadata
+    assert cleaned.cells[1].outputs[0].data == {"text/plain": "slider"}
+    assert cleaned.cells[1].outputs[1].text == "1\n"
+    assert clean(cleaned) == cleaned

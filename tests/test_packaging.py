@@ -1,0 +1,82 @@
+"""What is installed, what is imported, and what is in the repository."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from build import ABSOLUTE_PATH
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def requirements() -> list[Requirement]:
+    """All that the library and its extras ask for, without references to the extras."""
+    extras = PROJECT["optional-dependencies"].values()
+    texts = PROJECT["dependencies"] + [text for extra in extras for text in extra]
+    return [r for r in map(Requirement, texts) if r.name != PROJECT["name"]]
+
+
+def tracked_files() -> list[Path]:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+
+
+def test_conda_environment_is_in_step_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    listed = [Requirement(line) for line in environment["dependencies"] if isinstance(line, str)]
+    conda = {r.name: r.specifier for r in listed if r.name not in ("python", "pip")}
+    # Conda's Python is 3.11 or later: what only an older one needs is not listed.
+    needed = [
+        r for r in requirements() if not r.marker or r.marker.evaluate({"python_version": "3.11"})
+    ]
+    assert conda == {CONDA_NAMES.get(r.name, r.name): r.specifier for r in needed}
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_constraints_pin_all_requirements_within_their_ranges(python):
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    where = {"python_version": python, "python_full_version": f"{python}.1"}
+    pinned = {r.name: str(r.specifier) for r in pins if not r.marker or r.marker.evaluate(where)}
+    # A local version such as 2.13.0+cpu is found on one index only.
+    assert [text for text in pinned.values() if not re.fullmatch(r"==[\d.]+", text)] == []
+    for r in requirements():
+        if not r.marker or r.marker.evaluate(where):
+            assert r.specifier.contains(pinned[r.name][2:]), r
+
+
+def test_importing_sdlearn_imports_nothing_heavy():
+    heavy = "{'torch', 'diffusers', 'transformers', 'matplotlib', 'numpy', 'PIL'}"
+    code = f"import sys, sdlearn; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_file_is_large_or_a_pickle():
+    files = tracked_files()
+    assert [path for path in files if path.stat().st_size > 16e6] == []
+    pickles = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin"}
+    assert [path for path in files if path.suffix in pickles] == []
+
+
+def test_no_file_names_an_absolute_path():
+    # Of the notebooks' text test_notebooks.py has the care; a tokenizer's vocabulary has any word.
+    kinds = {".py", ".md", ".toml", ".txt", ".yml", ".json", ".cfg", ".cff"}
+    texts = [p for p in tracked_files() if p.suffix in kinds and "tokenizer" not in p.parts]
+    named = [p for p in texts if ABSOLUTE_PATH.search(p.read_text(encoding="utf-8"))]
+    assert named == []
