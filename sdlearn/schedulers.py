@@ -1,0 +1,129 @@
+r"""Four samplers, each as one step: from the latents at one level of noise to the next, lower one.
+
+All are pure functions; what a scheduler of diffusers remembers is an argument here.
+
+- ``sample``: $x_t$, (B, C, h, w); ``noise_pred``: what the U-Net predicts about it, noise or
+  velocity according to ``prediction_type``.
+- ``a``, ``a_prev``: $\bar\alpha$ (``scheduler.alphas_cumprod[t]``) at the present timestep and at
+  the next of the loop, which the papers call t-1 as they count down. After the last timestep it
+  is 1, except that SD 1.x's DDIM (``set_alpha_to_one=False``) uses $\bar\alpha_0$.
+- ``original``: the predicted picture $x_0$; ``epsilon``: the predicted noise.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from sdlearn.noise import split_prediction
+
+
+def ddpm_step(
+    sample: Tensor,
+    noise_pred: Tensor,
+    a: float,
+    a_prev: float,
+    noise: Tensor,
+    *,
+    prediction_type: str = "epsilon",
+) -> Tensor:
+    r"""Draw x_{t-1} given x_t and the predicted x_0 (Ho et al. 2020, equations 6 and 7).
+
+    $$x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}\, x_0
+      + \frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\, x_t
+      + \sqrt{\frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t}\; z$$
+
+    ``noise`` is z, drawn from N(0, 1). At the last step its share is 0.
+    """
+    original, _ = split_prediction(sample, noise_pred, a, prediction_type)
+    alpha = a / a_prev
+    beta = 1 - alpha
+    mean = a_prev**0.5 * beta / (1 - a) * original + alpha**0.5 * (1 - a_prev) / (1 - a) * sample
+    return mean + ((1 - a_prev) / (1 - a) * beta) ** 0.5 * noise
+
+
+def ddim_step(
+    sample: Tensor,
+    noise_pred: Tensor,
+    a: float,
+    a_prev: float,
+    *,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+    prediction_type: str = "epsilon",
+) -> Tensor:
+    r"""Go to the predicted picture, and part of the way back (Song et al. 2020, equation 12).
+
+    $$x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, x_0
+      + \sqrt{1-\bar\alpha_{t-1}-\sigma^2}\;\epsilon + \sigma z, \qquad
+      \sigma = \eta \sqrt{\tfrac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}}
+      \sqrt{1-\tfrac{\bar\alpha_t}{\bar\alpha_{t-1}}}$$
+
+    ``eta`` 0 is deterministic, 1 is DDPM. ``noise`` is z, drawn from N(0, 1).
+
+    Raises:
+        ValueError: eta above 0 without noise.
+    """
+    if eta > 0 and noise is None:
+        raise ValueError(f"eta={eta} adds fresh noise: pass noise=torch.randn(sample.shape)")
+    original, epsilon = split_prediction(sample, noise_pred, a, prediction_type)
+    sigma = eta * ((1 - a_prev) / (1 - a)) ** 0.5 * (1 - a / a_prev) ** 0.5
+    previous = a_prev**0.5 * original + (1 - a_prev - sigma**2) ** 0.5 * epsilon
+    return previous if noise is None else previous + sigma * noise
+
+
+def euler_step(
+    sample: Tensor,
+    noise_pred: Tensor,
+    sigma: float,
+    sigma_next: float,
+    *,
+    prediction_type: str = "epsilon",
+) -> Tensor:
+    r"""Follow the slope of the probability flow (Karras et al. 2022, algorithm 2 without churn).
+
+    Here the latents are $\tilde x = x_t / \sqrt{\bar\alpha_t} = x_0 + \sigma\epsilon$ with
+    $\sigma = \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$, so that the slope is $\epsilon$ itself:
+
+    $$\tilde x_{next} = \tilde x + (\sigma_{next} - \sigma)\,\epsilon$$
+
+    The loop starts from noise times the first sigma and ends at sigma 0. The U-Net is asked about
+    ``sample / (sigma**2 + 1) ** 0.5``, which is $x_t$.
+    """
+    a = 1 / (sigma**2 + 1)
+    _, epsilon = split_prediction(a**0.5 * sample, noise_pred, a, prediction_type)
+    return sample + (sigma_next - sigma) * epsilon
+
+
+def dpm_solver_step(
+    sample: Tensor,
+    original: Tensor,
+    a: float,
+    a_prev: float,
+    *,
+    last: tuple[Tensor, float] | None = None,
+) -> Tensor:
+    r"""Take a step of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
+
+    With $\lambda = \tfrac12 \log\frac{\bar\alpha}{1-\bar\alpha}$ and
+    $r = (\lambda_t - \lambda_{last}) / (\lambda_{t-1} - \lambda_t)$:
+
+    $$D = x_0 + \tfrac{1}{2r}(x_0 - x_0^{last}), \qquad x_{t-1} = s\, x_t +
+      (\sqrt{\bar\alpha_{t-1}} - \sqrt{\bar\alpha_t}\, s)\, D, \qquad
+      s = \sqrt{\tfrac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}}$$
+
+    ``last`` is x_0 and alpha_bar of the step before. Without it, and where ``a_prev`` is 1, the
+    step is of first order, $D = x_0$.
+    """
+    target = original
+    if last is not None and a_prev < 1:
+        last_original, a_last = last
+        r = (_log_snr(a) - _log_snr(a_last)) / (_log_snr(a_prev) - _log_snr(a))
+        target = original + (original - last_original) / (2 * r)
+    shrink = ((1 - a_prev) / (1 - a)) ** 0.5
+    return shrink * sample + (a_prev**0.5 - a**0.5 * shrink) * target
+
+
+def _log_snr(a: float) -> float:
+    return 0.5 * math.log(a / (1 - a))

@@ -1,0 +1,57 @@
+"""Tokens and embeddings are those the pipeline computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sdlearn
+
+
+def test_a_photo_of_a_cat(pipe):
+    tokens = sdlearn.tokenize(pipe, "a photo of a cat")
+    assert tokens.ids[:7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokens.ids.shape == (77,)
+    assert tokens.pieces[1:6] == ("a</w>", "photo</w>", "of</w>", "a</w>", "cat</w>")
+    assert tokens.words == {"a": (1, 4), "photo": (2,), "of": (3,), "cat": (5,)}
+    assert tokens.truncated == ()
+
+
+def test_words_keep_the_prompts_spelling(random_pipe):
+    tokens = sdlearn.tokenize(random_pipe, "Caffè GATTONE's 12, 😀")
+    assert [*tokens.words] == ["Caffè", "GATTONE", "'s", "1", "2", ",", "😀"]
+    assert len(tokens.positions("gattone")) > 1
+    positions = [p for at in tokens.words.values() for p in at]
+    assert positions == list(range(1, len(positions) + 1))
+
+
+def test_truncation_names_exactly_the_words_cut_off(random_pipe):
+    exact = " ".join(["cat"] * 75)
+    assert sdlearn.tokenize(random_pipe, exact).truncated == ()
+    assert sdlearn.tokenize(random_pipe, exact + " Red Dog").truncated == ("Red", "Dog")
+    # A word of several tokens that stands across the edge keeps its first, and is not whole.
+    across = sdlearn.tokenize(random_pipe, " ".join(["cat"] * 74) + " Gattone dog")
+    assert across.truncated == ("Gattone", "dog")
+    assert across.positions("gattone") == [75]
+    with pytest.raises(ValueError, match=r"no word 'dog'.*\['cat', 'Gattone'\]; cut off: .*'dog'"):
+        across.positions("dog")
+
+
+def test_encode_prompt_is_the_text_encoder_on_the_tokens(pipe):
+    embeds = sdlearn.encode_prompt(pipe, ["a cat", "a dog"], ["", "rain"])
+    for row, text in enumerate(["", "rain", "a cat", "a dog"]):
+        ids = sdlearn.tokenize(pipe, text).ids[None]
+        expected = pipe.text_encoder(ids).last_hidden_state[0]
+        torch.testing.assert_close(embeds[row], expected)
+    assert embeds.shape == (4, 77, pipe.unet.config.cross_attention_dim)
+
+
+def test_a_word_learnt_by_textual_inversion(random_pipe):
+    """One that stands for two vectors: the ids must be those the pipeline feeds."""
+    import copy
+
+    pipe = copy.copy(random_pipe)
+    pipe.tokenizer = copy.deepcopy(random_pipe.tokenizer)
+    pipe.tokenizer.add_tokens(["<toy>", "<toy>_1"])
+    ids = sdlearn.tokenize(pipe, "a <toy> here").ids
+    assert ids[:6].tolist() == [49406, 320, 49408, 49409, 763, 49407]
