@@ -1,0 +1,1 @@
+"""How postcards was trained: the VAE, CLIP, then the U-Net."""

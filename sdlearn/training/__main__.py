@@ -1,0 +1,181 @@
+"""Train postcards, part by part: ``python -m sdlearn.training vae --minutes 30``.
+
+The parts in order: ``vae``, ``clip``, ``unet``, ``pack`` (write the diffusers folder). Each goes
+on from its last checkpoint under ``--run`` when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from sdlearn.postcards.world import caption
+from sdlearn.training import clip, unet, vae
+from sdlearn.training.data import POSTCARDS, Postcards
+from sdlearn.training.loop import train
+
+MAX_SHARD = "15MB"
+
+
+def main() -> None:
+    """Read the command line and train one part."""
+    parser = argparse.ArgumentParser(prog="python -m sdlearn.training", description=__doc__)
+    parser.add_argument("part", choices=("vae", "clip", "unet", "pack"))
+    parser.add_argument("--run", type=Path, default=Path("runs/postcards"))
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--pictures", type=int, default=40_000)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
+    parser.add_argument("--crop", type=int, default=64, help="VAE: pixels; 128 is the whole")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs g++")
+    parser.add_argument("--max-steps", type=int)
+    args = parser.parse_args()
+    if args.part == "pack":
+        pack(args.run, POSTCARDS)
+        return
+    set_seed(0)
+    accelerator = Accelerator(mixed_precision="bf16")
+    PARTS[args.part](accelerator, args)
+
+
+def options(args: argparse.Namespace, part: str, learning_rate: float) -> dict:
+    """Return the arguments of ``train`` that every part takes from the command line."""
+    return {
+        "folder": args.run / part / "checkpoint",
+        "minutes": args.minutes,
+        "learning_rate": args.learning_rate or learning_rate,
+        "compile": args.compile,
+        "max_steps": args.max_steps,
+    }
+
+
+def loader(args: argparse.Namespace, data: Dataset, batch_size: int) -> DataLoader:
+    """Return shuffled batches of the data."""
+    size = args.batch_size or batch_size
+    return DataLoader(data, size, shuffle=True, num_workers=args.workers, drop_last=True)
+
+
+def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Train the VAE on crops; then scale its latents to unit variance."""
+    model = vae.make_vae()
+    data = Postcards(args.pictures, crop=args.crop)
+    wrapped = vae.Autoencode(model)
+    train(accelerator, wrapped, loader(args, data, 16), vae.vae_loss, **options(args, "vae", 1e-3))
+    if not accelerator.is_main_process:
+        return
+    model = model.to("cpu")
+    unseen = Postcards(64, first_seed=10**9)
+    pixels = torch.stack([unseen[i]["pixels"] for i in range(64)])
+    vae.normalise_latents(model, pixels)
+    with torch.no_grad():
+        decoded = model.decode(model.encode(pixels).latent_dist.mean).sample
+    print(f"VAE round-trip of unseen pictures: {vae.psnr(decoded, pixels):.1f} dB")
+    model.save_pretrained(args.run / "vae" / "model")
+
+
+def train_clip(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Train CLIP; then give all words it never saw one neutral vector."""
+    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
+    model = clip.make_clip()
+    data = Postcards(args.pictures)
+    loss = partial(clip.clip_loss, tokenizer=tokenizer)
+    train(accelerator, model, loader(args, data, 256), loss, **options(args, "clip", 1e-3))
+    if not accelerator.is_main_process:
+        return
+    captions = [data[i]["caption"] for i in range(min(len(data), 20_000))]
+    used = clip.neutralise_unused_words(model, tokenizer, captions)
+    print(f"CLIP: {used} tokens trained")
+    model.save_pretrained(args.run / "clip" / "model")
+
+
+@torch.no_grad()
+def cached_latents(accelerator: Accelerator, args: argparse.Namespace) -> torch.Tensor:
+    """Return the latents of all training pictures, (N, 4, 16, 16); encode them the first time."""
+    file = args.run / "latents.safetensors"
+    if not file.exists() and accelerator.is_main_process:
+        model = AutoencoderKL.from_pretrained(args.run / "vae" / "model").to(accelerator.device)
+        batches = DataLoader(Postcards(args.pictures), 64, num_workers=args.workers)
+        with accelerator.autocast():
+            parts = [
+                model.encode(batch["pixels"].to(accelerator.device)).latent_dist.mean.cpu().half()
+                for batch in batches
+            ]
+        save_file({"latents": torch.cat(parts)}, file)
+    accelerator.wait_for_everyone()
+    return load_file(file)["latents"]
+
+
+class Latents(Dataset):
+    """Cached latents, each with a caption drawn anew every time."""
+
+    def __init__(self, latents: torch.Tensor, pictures: Postcards) -> None:
+        self.latents, self.scenes = latents, [pictures.scene(i) for i in range(len(latents))]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict:
+        empty = random.random() < unet.CAPTION_DROPOUT
+        text = "" if empty else caption(self.scenes[index], random.Random())
+        return {"latents": self.latents[index].float(), "caption": text}
+
+
+def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Train the U-Net on cached latents, the text encoder frozen."""
+    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
+    text_encoder = text_encoder_of(args.run).to(accelerator.device)
+    scheduler = unet.make_scheduler()
+    data = Latents(cached_latents(accelerator, args), Postcards(args.pictures))
+
+    def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        tokens = tokenizer(
+            batch["caption"], padding="max_length", truncation=True, return_tensors="pt"
+        )
+        with torch.no_grad(), accelerator.autocast():
+            prompt_embeds = text_encoder(tokens.input_ids.to(accelerator.device))[0]
+        return unet.unet_loss(model, scheduler, batch["latents"], prompt_embeds)
+
+    model = unet.make_unet()
+    train(accelerator, model, loader(args, data, 64), loss, **options(args, "unet", 6e-4))
+    if accelerator.is_main_process:
+        model.save_pretrained(args.run / "unet" / "model")
+
+
+def text_encoder_of(run: Path) -> CLIPTextModel:
+    """Return the text encoder of the trained CLIP, as Stable Diffusion uses it."""
+    trained = CLIPModel.from_pretrained(run / "clip" / "model")
+    encoder = CLIPTextModel(trained.config.text_config)
+    encoder.load_state_dict(trained.text_model.state_dict())
+    return encoder.eval()
+
+
+def pack(run: Path, folder: Path) -> None:
+    """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(run / "vae" / "model"),
+        text_encoder=text_encoder_of(run),
+        tokenizer=CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(run / "unet" / "model"),
+        scheduler=unet.make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
+
+
+PARTS = {"vae": train_vae, "clip": train_clip, "unet": train_unet}
+
+if __name__ == "__main__":
+    main()

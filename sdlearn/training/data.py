@@ -1,0 +1,76 @@
+"""Training pictures and captions, drawn when asked for: picture i is the same on every machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sdlearn.postcards import world
+from sdlearn.postcards.render import render
+
+POSTCARDS = Path(__file__).parents[1] / "models" / "postcards"
+
+
+class Postcards(Dataset):
+    """``length`` pictures, each with a caption and the caption of a picture that it is not.
+
+    Args:
+        length: how many; item i depends on i alone.
+        crop: cut a random square of this many pixels (the VAE learns on crops, which is faster).
+        first_seed: item i is drawn from the seed ``first_seed + i``.
+    """
+
+    def __init__(self, length: int, *, crop: int | None = None, first_seed: int = 0) -> None:
+        self.length, self.crop, self.first_seed = length, crop, first_seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scene(self, index: int) -> world.Scene:
+        """Return the scene of item ``index``."""
+        return world.sample_training_scene(random.Random(self.first_seed + index))
+
+    def __getitem__(self, index: int) -> dict:
+        rng = random.Random(f"caption {self.first_seed + index}")
+        scene = self.scene(index)
+        picture = np.asarray(render(scene), dtype=np.float32) / 127.5 - 1
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)  # (3, 128, 128) in [-1, 1]
+        if self.crop:
+            x, y = (rng.randrange(0, pixels.shape[-1] - self.crop + 1, 8) for _ in "xy")
+            pixels = pixels[:, y : y + self.crop, x : x + self.crop]
+        return {
+            "index": index,
+            "pixels": pixels.contiguous(),
+            "caption": world.caption(scene, rng),
+            "wrong_caption": world.caption(near_miss(scene, rng), rng),
+        }
+
+
+def near_miss(scene: world.Scene, rng: random.Random) -> world.Scene:
+    """Change one thing about a scene: the hard negative of contrastive training.
+
+    Two subjects swap colours or places; a single one changes its colour, number, place or time.
+    """
+    replace = dataclasses.replace
+    if scene.second is not None:
+        first, second = scene.first, scene.second
+        if first.colour != second.colour and rng.random() < 0.5:
+            swapped = replace(first, colour=second.colour), replace(second, colour=first.colour)
+            return replace(scene, first=swapped[0], second=swapped[1])
+        return replace(scene, first=second, second=first)
+
+    def other(values: tuple, current: object) -> Any:
+        return rng.choice([value for value in values if value != current])
+
+    change = rng.choice(("colour", "colour", "count", "setting", "time"))
+    if change == "colour":
+        colour = other(world.COLOURS, scene.first.colour)
+        return replace(scene, first=replace(scene.first, colour=colour))
+    values = {"count": (1, 2, 3, 4), "setting": world.SETTINGS, "time": world.TIMES}[change]
+    return replace(scene, **{change: other(values, getattr(scene, change))})

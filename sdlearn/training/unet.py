@@ -1,0 +1,64 @@
+"""Train the U-Net to predict noise in latents from text (Ho et al. 2020, Algorithm 1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+CAPTION_DROPOUT = 0.1  # Ho & Salimans 2022: the share of empty prompts that guidance needs.
+SNR_GAMMA = 5.0  # Hang et al. 2023, "min-SNR": easy timesteps do not drown the others.
+
+
+def make_unet() -> UNet2DConditionModel:
+    """Return an untrained U-Net: SD's block types at three resolutions, cross-attention at two."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        block_out_channels=[64, 128, 192],
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # The number of heads: see diffusers issue 2011 for the name.
+        norm_num_groups=32,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Return Stable Diffusion's noise schedule, sampled by DDIM."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def unet_loss(
+    unet: torch.nn.Module,
+    scheduler: DDIMScheduler,
+    latents: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+) -> torch.Tensor:
+    """Mean squared error of the predicted noise, weighted by min(SNR, γ) / SNR; a scalar.
+
+    Args:
+        unet: predicts the noise.
+        scheduler: holds the noise schedule.
+        latents: (B, 4, h, w), unit variance.
+        prompt_embeds: (B, 77, D).
+    """
+    noise = torch.randn_like(latents)
+    count = scheduler.config.num_train_timesteps
+    timesteps = torch.randint(count, (len(latents),), device=latents.device)  # (B,)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    noise_pred = unet(noisy, timesteps, prompt_embeds, return_dict=False)[0].float()
+    alphas = scheduler.alphas_cumprod.to(latents.device)[timesteps]
+    snr = alphas / (1 - alphas)
+    weight = snr.clamp(max=SNR_GAMMA) / snr  # (B,)
+    return (F.mse_loss(noise_pred, noise, reduction="none").mean(dim=(1, 2, 3)) * weight).mean()

@@ -1,0 +1,86 @@
+"""Train the VAE: pictures to latents and back.
+
+Source: Kingma and Welling (2013); Rombach et al. (2022), section 3.1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+KL_WEIGHT = 1e-6  # Per latent element: barely a pull towards N(0, 1), as in Rombach et al.
+
+
+def make_vae() -> AutoencoderKL:
+    """Return an untrained f = 8, 4-channel VAE with the layout of Stable Diffusion's, narrower."""
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[16, 32, 64, 128],
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=128,
+        scaling_factor=1.0,
+    )
+
+
+def gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the differences between neighbours across and down, whose error shows as blur."""
+    return pixels[..., :, 1:] - pixels[..., :, :-1], pixels[..., 1:, :] - pixels[..., :-1, :]
+
+
+def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
+    """L1 + L2 + image gradients + a small KL, a scalar."""
+    pixels = batch["pixels"]  # (B, 3, H, W) in [-1, 1]
+    decoded, mean, logvar = Autoencode.forward_parts(vae, pixels)
+    loss = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
+    for ours, theirs in zip(gradients(decoded), gradients(pixels)):
+        loss = loss + F.l1_loss(ours, theirs)
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return loss + KL_WEIGHT * kl
+
+
+class Autoencode(torch.nn.Module):
+    """The VAE as one call, pixels -> (decoded, mean, logvar): it wraps and compiles whole."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode, draw from the posterior, decode."""
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn_like(posterior.std)
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+
+    @staticmethod
+    def forward_parts(model: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Call the (possibly wrapped) model and compute its loss terms in full precision."""
+        return tuple(part.float() for part in model(pixels))
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
+    """Give each latent channel mean 0 and variance 1 by folding both into the quant convolutions.
+
+    Stable Diffusion's single ``scaling_factor`` (0.18215) gives its latents unit variance over
+    all channels together; here each channel has it, and ``scaling_factor`` stays 1.
+    """
+    mean = vae.encode(pixels).latent_dist.mean  # (B, 4, h, w)
+    shift, scale = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))  # (4,)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    # The decoder must see what it saw: post(z * scale + shift) for the new z.
+    post.bias += (post.weight[:, :, 0, 0] * shift).sum(dim=1)
+    post.weight *= scale[None, :, None, None]
+    # quant's first four channels are the mean, its last four the log-variance.
+    quant.weight[:4] /= scale[:, None, None, None]
+    quant.bias[:4] = (quant.bias[:4] - shift) / scale
+    quant.bias[4:] -= 2 * scale.log()
+
+
+def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in decibels, for pictures in [-1, 1]."""
+    error = F.mse_loss(decoded.clamp(-1, 1), pixels)
+    return float(10 * torch.log10(4 / error))

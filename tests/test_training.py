@@ -1,0 +1,107 @@
+"""Training code, on very small runs: that it learns, resumes, and that its formulas hold."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from sdlearn.training import clip, unet, vae
+from sdlearn.training.data import POSTCARDS, Postcards
+from sdlearn.training.loop import learning_rate_at, train
+
+
+@pytest.fixture
+def pixels():
+    return torch.stack([Postcards(8)[i]["pixels"] for i in range(8)])
+
+
+@torch.no_grad()
+def test_normalising_latents_leaves_the_round_trip_as_it_was(pixels):
+    torch.manual_seed(0)
+    model = vae.make_vae().eval()
+    posterior = model.encode(pixels).latent_dist
+    before = model.decode(posterior.mean).sample
+    scale = posterior.mean.std(dim=(0, 2, 3))
+    vae.normalise_latents(model, pixels)
+    after = model.encode(pixels).latent_dist
+    torch.testing.assert_close(model.decode(after.mean).sample, before, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(after.mean.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(after.mean.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    expected = posterior.std / scale[:, None, None]
+    torch.testing.assert_close(after.std, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_loop_learns_and_goes_on_from_its_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    data = [{"x": torch.randn(4)} for _ in range(64)]
+    target = torch.nn.Linear(4, 1)
+
+    def loss(model, batch):
+        return (model(batch["x"]) - target(batch["x"]).detach()).square().mean()
+
+    def run(model, steps):
+        loader = DataLoader(data, 8, shuffle=True)
+        train(
+            Accelerator(cpu=True), model, loader, loss, folder=tmp_path / "checkpoint",
+            minutes=60, learning_rate=3e-2, max_steps=steps,
+        )  # fmt: skip
+        return mean_loss(model)
+
+    @torch.no_grad()
+    def mean_loss(model):
+        return float(sum(loss(model, item) for item in data) / len(data))
+
+    model = torch.nn.Linear(4, 1)
+    untrained = mean_loss(model)
+    trained = run(model, 300)
+    assert trained < untrained / 2
+    another = torch.nn.Linear(4, 1)
+    assert run(another, 300) < trained / 2
+    assert json.loads((tmp_path / "checkpoint" / "progress.json").read_text())["step"] == 600
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero():
+    assert learning_rate_at(0) < 0.05
+    assert learning_rate_at(0.2) == 1
+    assert learning_rate_at(1) == pytest.approx(0)
+
+
+def test_every_loss_is_finite_and_reaches_every_weight(pixels, tmp_path):
+    from transformers import CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
+    examples = [Postcards(4)[i] for i in range(4)]
+    batch = {
+        "pixels": pixels[:4],
+        "caption": [example["caption"] for example in examples],
+        "wrong_caption": [example["wrong_caption"] for example in examples],
+    }
+    encoder, matcher, predictor = vae.Autoencode(vae.make_vae()), clip.make_clip(), unet.make_unet()
+    losses = {
+        encoder: vae.vae_loss(encoder, batch),
+        matcher: clip.clip_loss(matcher, batch, tokenizer),
+        predictor: unet.unet_loss(
+            predictor, unet.make_scheduler(), torch.randn(4, 4, 16, 16), torch.randn(4, 77, 128)
+        ),
+    }
+    for model, loss in losses.items():
+        assert torch.isfinite(loss)
+        loss.backward()
+        without = [name for name, weight in model.named_parameters() if weight.grad is None]
+        assert not without
+
+
+def test_unused_words_share_one_vector():
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
+    model = clip.make_clip()
+    used = clip.neutralise_unused_words(model, tokenizer, ["a red cat", "a dog"])
+    assert used == 6  # start, a, red, cat, dog, end
+    weight = model.text_model.get_input_embeddings().weight
+    red, zebra, tractor = (tokenizer(w).input_ids[1] for w in ("red", "zebra", "tractor"))
+    assert torch.equal(weight[zebra], weight[tractor])
+    assert not torch.equal(weight[zebra], weight[red])
