@@ -1,0 +1,24 @@
+"""Figures of the book: every one of them is drawn from what the pipeline computed."""
+
+from sdlearn.show.environment import environment
+from sdlearn.show.figures import (
+    heat_maps,
+    latents_to_pil,
+    map_overlay,
+    pictures,
+    tokens_strip,
+)
+from sdlearn.show.filmstrip import filmstrip
+from sdlearn.show.style import new_figure, picture
+
+__all__ = [
+    "environment",
+    "filmstrip",
+    "heat_maps",
+    "latents_to_pil",
+    "map_overlay",
+    "new_figure",
+    "picture",
+    "pictures",
+    "tokens_strip",
+]
