@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         draw(args)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"sdlearn: {error}", file=sys.stderr)
         return 2
     return 0

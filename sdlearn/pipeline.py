@@ -88,7 +88,8 @@ def load(
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     asked = model or os.environ.get("SDLEARN_MODEL")
     name = str(asked or ("sd15" if where.type == "cuda" else "postcards"))
-    note = 'load("sd15") gives Stable Diffusion 1.5, load("postcards") the small model'
+    other = "postcards" if name == "sd15" else "sd15"
+    note = f'load("{other}") gives the other model'
     try:
         pipe = _read(name, dtype, safety_checker)
     except RuntimeError as error:
@@ -99,8 +100,9 @@ def load(
         pipe = _read(name, dtype, safety_checker)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
+    pipe.to(where)
     print(f"sdlearn: {name} on {where} in {str(dtype).removeprefix('torch.')} ({note})")
-    return pipe.to(where)
+    return pipe
 
 
 def _best_device() -> str:

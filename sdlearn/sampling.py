@@ -67,6 +67,7 @@ class Trace:
     """Everything between B prompts and their pictures.
 
     Attributes:
+        prompts: the B prompts.
         prompt_embeds: (2B, 77, D), the unconditional half first.
         steps: every step; some schedulers take more than ``num_inference_steps``.
         latents: the final ones, (B, 4, H/8, W/8), scaled.
@@ -74,6 +75,7 @@ class Trace:
         images: the B pictures.
     """
 
+    prompts: list[str]
     prompt_embeds: Tensor
     steps: tuple[Step, ...]
     latents: Tensor
@@ -276,4 +278,4 @@ def text_to_image(
     image, unsafe = pipe.run_safety_checker(image, pipe.device, embeds.dtype)  # (B, 3, H, W)
     scale = [not u for u in unsafe or [False] * len(prompts)]  # a black picture stays black
     pixels = pipe.image_processor.postprocess(image, output_type="pt", do_denormalize=scale)
-    return Trace(embeds, kept, latents, pixels, to_pil(pipe, pixels))
+    return Trace(prompts, embeds, kept, latents, pixels, to_pil(pipe, pixels))

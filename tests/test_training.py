@@ -76,6 +76,7 @@ def test_every_loss_is_finite_and_reaches_every_weight(pixels, tmp_path):
     examples = [Postcards(4)[i] for i in range(4)]
     batch = {
         "pixels": pixels[:4],
+        "subject": torch.stack([example["subject"] for example in examples]),
         "caption": [example["caption"] for example in examples],
         "wrong_caption": [example["wrong_caption"] for example in examples],
     }

@@ -16,21 +16,20 @@ def environment() -> str:
 
     memory = psutil.virtual_memory().total / GIB
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
-    system = f"{platform.system()} on {platform.machine()}"
-    lines = [
-        f"system    {system}, Python {platform.python_version()}",
-        f"memory    {memory:.0f} GB, {cores} cores",
-    ]
+    gpu, verdict = "none, and none is needed", "SD 1.5 would take minutes a picture"
     if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        room = gpu.total_memory / GIB
-        lines.append(f"GPU       {gpu.name}, {room:.0f} GB")
-        fits = "both models run well" if room >= 4 else "postcards runs well; SD 1.5 needs 4 GB"
+        properties = torch.cuda.get_device_properties(0)
+        room = properties.total_memory / GIB
+        gpu = f"{properties.name}, {room:.0f} GB"
+        verdict = "so does SD 1.5" if room > 3.5 else "SD 1.5 needs a GPU with 4 GB"
     elif torch.backends.mps.is_available():
-        lines.append("GPU       Apple (MPS)")
-        fits = "postcards runs well; SD 1.5 runs slowly"
-    else:
-        lines.append("GPU       none, and none is needed")
-        fits = "postcards runs well; SD 1.5 would take minutes a picture"
-    lines += [f"{name:<13}{version(name)}" for name in PACKAGES]
-    return "\n".join([*lines, f"So: {fits}."])
+        gpu, verdict = "Apple (MPS)", "SD 1.5 runs slowly"
+    facts = {
+        "system": f"{platform.system()} on {platform.machine()}",
+        "Python": platform.python_version(),
+        "memory": f"{memory:.0f} GB, {cores} cores",
+        "GPU": gpu,
+        **{name: version(name) for name in PACKAGES},
+    }
+    lines = [f"{name:<13}{fact}" for name, fact in facts.items()]
+    return "\n".join([*lines, f"So: postcards runs well here; {verdict}."])

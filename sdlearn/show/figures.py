@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -46,12 +47,13 @@ def bare(axes: Axes, title: str = "") -> Axes:
 
 
 def pictures(images: Mapping[str, Image.Image], columns: int = 5, inches: float = 1.7) -> Figure:
-    """Return pictures in rows, each with its title above it."""
+    """Return pictures in rows, each with its title above it, ``inches`` wide."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = new_figure(columns * inches, rows * (inches + 0.28))
     for i, (title, image) in enumerate(images.items()):
-        axes = bare(figure.add_subplot(rows, columns, i + 1), title)
+        wrapped = textwrap.fill(title, int(inches * 13))
+        axes = bare(figure.add_subplot(rows, columns, i + 1), wrapped)
         axes.imshow(image, interpolation="nearest")
     return figure
 

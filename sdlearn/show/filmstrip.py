@@ -36,7 +36,7 @@ def filmstrip(pipe: StableDiffusionPipeline, trace: Trace, maps: AttentionMaps) 
         trace: from ``text_to_image``.
         maps: from the ``capture_attention`` around that call.
     """
-    tokens = tokenize(pipe, trace.prompt[0])
+    tokens = tokenize(pipe, trace.prompts[0])
     steps = evenly(trace.steps, STEPS_SHOWN)
     figure = new_figure(13, 12.4)
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.35, 5.2, 4.2))
@@ -62,7 +62,7 @@ def filmstrip(pipe: StableDiffusionPipeline, trace: Trace, maps: AttentionMaps) 
     for i, word in enumerate(words):
         axes = left.add_subplot(2, 4, i + 1)
         show(axes, map_overlay(trace.image, maps.heat_map(word)), f'"{word}"')
-    show(right.subplots(), trace.image, f'"{trace.prompt[0]}"')
+    show(right.subplots(), trace.image, f'"{trace.prompts[0]}"')
     return figure
 
 

@@ -23,7 +23,7 @@ STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
     "font.size": 10,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.spines.top": False,

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sdlearn.postcards import world
-from sdlearn.postcards.render import render
+from sdlearn.postcards.render import background, render
 
 POSTCARDS = Path(__file__).parents[1] / "models" / "postcards"
 
@@ -39,14 +39,18 @@ class Postcards(Dataset):
     def __getitem__(self, index: int) -> dict:
         rng = random.Random(f"caption {self.first_seed + index}")
         scene = self.scene(index)
-        picture = np.asarray(render(scene), dtype=np.float32) / 127.5 - 1
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)  # (3, 128, 128) in [-1, 1]
+        picture = np.asarray(render(scene), dtype=np.float32)
+        behind = np.asarray(background(scene, random.Random(scene.seed)), dtype=np.float32)
+        subject = (picture != behind).any(axis=2, keepdims=True)  # sprites and their shadows
+        both = np.concatenate([picture / 127.5 - 1, subject], axis=2, dtype=np.float32)
+        channels = torch.from_numpy(both).permute(2, 0, 1)  # (4, 128, 128)
         if self.crop:
-            x, y = (rng.randrange(0, pixels.shape[-1] - self.crop + 1, 8) for _ in "xy")
-            pixels = pixels[:, y : y + self.crop, x : x + self.crop]
+            x, y = (rng.randrange(0, channels.shape[-1] - self.crop + 1, 8) for _ in "xy")
+            channels = channels[:, y : y + self.crop, x : x + self.crop]
         return {
             "index": index,
-            "pixels": pixels.contiguous(),
+            "pixels": channels[:3].contiguous(),  # in [-1, 1]
+            "subject": channels[3:].contiguous(),  # 1 where a subject stands, 0 elsewhere
             "caption": world.caption(scene, rng),
             "wrong_caption": world.caption(near_miss(scene, rng), rng),
         }

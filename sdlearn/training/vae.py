@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+SUBJECT_WEIGHT = 4.0  # Backgrounds are large and smooth, subjects small and what one looks at.
 KL_WEIGHT = 1e-6  # Per latent element: barely a pull towards N(0, 1), as in Rombach et al.
 
 
@@ -27,17 +28,20 @@ def make_vae() -> AutoencoderKL:
 
 
 def gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the differences between neighbours across and down, whose error shows as blur."""
+    """Return the differences between neighbours across and down; of an error, they show blur."""
     return pixels[..., :, 1:] - pixels[..., :, :-1], pixels[..., 1:, :] - pixels[..., :-1, :]
 
 
 def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """L1 + L2 + image gradients + a small KL, a scalar."""
+    """L1 + L2 + image gradients, more where a subject stands, + a small KL; a scalar."""
     pixels = batch["pixels"]  # (B, 3, H, W) in [-1, 1]
+    weight = 1 + SUBJECT_WEIGHT * batch["subject"]  # (B, 1, H, W)
+    weight = weight / weight.mean()
     decoded, mean, logvar = Autoencode.forward_parts(vae, pixels)
-    loss = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
-    for ours, theirs in zip(gradients(decoded), gradients(pixels)):
-        loss = loss + F.l1_loss(ours, theirs)
+    error = decoded - pixels
+    across, down = gradients(error)
+    loss = (weight * (error.abs() + error.square())).mean()
+    loss = loss + (weight[..., 1:] * across.abs()).mean() + (weight[..., 1:, :] * down.abs()).mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return loss + KL_WEIGHT * kl
 
