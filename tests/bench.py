@@ -1,5 +1,7 @@
 """Print how fast and how large sdlearn is here: ``make bench``. Nothing else should be running.
 
+``SDLEARN_MODEL`` names another model than postcards.
+
 Every time is the median of five runs after a warm-up; the compared calls take turns, so that a
 machine that speeds up or slows down does so for all of them.
 """
@@ -22,7 +24,7 @@ RUNS = 5
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 7.5}
 ONE_PICTURE = """
 import torch, sdlearn
-pipe = sdlearn.load("postcards")
+pipe = sdlearn.load()
 sdlearn.text_to_image(pipe, "a red cat", num_inference_steps=20, generator=torch.Generator())
 import resource, sys
 unit = 1 if sys.platform == "darwin" else 1024
@@ -56,7 +58,7 @@ def median_of_process(code: str) -> tuple[float, str]:
 
 def main() -> None:
     """Measure and print."""
-    pipe = sdlearn.load("postcards")
+    pipe = sdlearn.load()
     pipe.set_progress_bar_config(disable=True)
 
     def seed() -> torch.Generator:

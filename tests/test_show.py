@@ -41,7 +41,7 @@ def test_the_command_says_what_was_wrong_and_writes_nothing(
     arguments, named, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(arguments) == 2
     assert named in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -69,7 +69,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
 
 
 def test_every_loss_is_finite_and_reaches_every_weight(pixels, tmp_path):
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
@@ -80,13 +80,15 @@ def test_every_loss_is_finite_and_reaches_every_weight(pixels, tmp_path):
         "caption": [example["caption"] for example in examples],
         "wrong_caption": [example["wrong_caption"] for example in examples],
     }
-    encoder, matcher, predictor = vae.Autoencode(vae.make_vae()), clip.make_clip(), unet.make_unet()
+    encoder, matcher = vae.Autoencode(vae.make_vae()), clip.make_clip()
+    predictor = unet.TextToNoise(
+        CLIPTextModel(matcher.config.text_config).train(), unet.make_unet()
+    )
+    ids = torch.randint(49_408, (4, 77))
     losses = {
         encoder: vae.vae_loss(encoder, batch),
         matcher: clip.clip_loss(matcher, batch, tokenizer),
-        predictor: unet.unet_loss(
-            predictor, unet.make_scheduler(), torch.randn(4, 4, 16, 16), torch.randn(4, 77, 128)
-        ),
+        predictor: unet.unet_loss(predictor, unet.make_scheduler(), torch.randn(4, 4, 16, 16), ids),
     }
     for model, loss in losses.items():
         assert torch.isfinite(loss)

@@ -75,8 +75,9 @@ def recolour(picture: Image.Image, colour: str) -> Image.Image:
     return Image.fromarray(np.dstack([*channels, pixels[..., 3]]).astype(np.uint8), "RGBA")
 
 
-def boxes(scene: Scene, rng: random.Random) -> list[tuple[Thing, int, int, int]]:
+def boxes(scene: Scene) -> list[tuple[Thing, int, int, int]]:
     """Return (thing, centre x, centre y, size), in pixels, for every sprite of the scene."""
+    rng = random.Random(scene.seed)
 
     def jitter(most: int) -> int:
         return rng.randint(-most, most)
@@ -105,9 +106,8 @@ def boxes(scene: Scene, rng: random.Random) -> list[tuple[Thing, int, int, int]]
 
 def render(scene: Scene) -> Image.Image:
     """Draw a scene, (128, 128) RGB; the same scene always gives the same pixels."""
-    rng = random.Random(scene.seed)
-    picture = background(scene, rng)
-    for thing, x, y, size in boxes(scene, rng):
+    picture = background(scene)
+    for thing, x, y, size in boxes(scene):
         image = sprite(thing, size)
         corner = (x - size // 2, y - size // 2)
         shadow = image.getchannel("A").filter(ImageFilter.GaussianBlur(3))
@@ -116,8 +116,9 @@ def render(scene: Scene) -> Image.Image:
     return picture
 
 
-def background(scene: Scene, rng: random.Random) -> Image.Image:
+def background(scene: Scene) -> Image.Image:
     """Paint sky, light and ground, (128, 128) RGB."""
+    rng = random.Random(f"background {scene.seed}")
     top, bottom, light = SKIES[scene.time]
     if scene.setting == "space":
         (top, bottom), light = SPACE_SKY, (1.0, 1.0, 1.0)

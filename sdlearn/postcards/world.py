@@ -132,16 +132,22 @@ def sample_training_scene(rng: random.Random) -> Scene:
             return scene
 
 
-def noun_phrase(thing: Thing, rng: random.Random, *, count: int = 1, size: str = "medium") -> str:
-    """Name a thing: "an orange fox", "three big red cats"."""
-    noun = rng.choice([thing.subject] * 3 + SYNONYMS.get(thing.subject, []))
+def noun_phrase(
+    thing: Thing, rng: random.Random | None, *, count: int = 1, size: str = "medium"
+) -> str:
+    """Name a thing: "an orange fox", "three big red cats"; without ``rng`` in the plainest way."""
+
+    def choose(options: list[str]) -> str:
+        return rng.choice(options) if rng else options[0]
+
+    noun = choose([thing.subject] * 3 + SYNONYMS.get(thing.subject, []))
     words = [noun if count == 1 else PLURALS.get(noun, noun + "s")]
     if thing.colour != NATURAL:
         words.insert(0, thing.colour)
     if size in SIZE_WORDS:
-        words.insert(0, rng.choice(SIZE_WORDS[size]))
+        words.insert(0, choose(SIZE_WORDS[size]))
     if count > 1:
-        return " ".join([rng.choice(COUNT_WORDS[count]), *words])
+        return " ".join([choose(COUNT_WORDS[count]), *words])
     article = "an" if words[0][0] in "aeiou" and words[0] != "unicorn" else "a"
     return " ".join([article, *words])
 
@@ -170,3 +176,14 @@ def caption(scene: Scene, rng: random.Random) -> str:
         return f"{' '.join(parts)}, {subject}"
     prefix = rng.choice(["a postcard of ", "a picture of ", "a photo of "])
     return (prefix if rng.random() < 0.15 else "") + " ".join([subject, *parts])
+
+
+def sentence(scene: Scene) -> str:
+    """Put everything in a scene into the plainest words: the prompt of a measurement."""
+    words = [noun_phrase(scene.first, None, count=scene.count)]
+    if scene.second is not None:
+        words += [scene.relation or "left of", noun_phrase(scene.second, None)]
+    words.append(PLACES[scene.setting][0])
+    if scene.setting != "space":
+        words.append(MOMENTS[scene.time][0])
+    return " ".join(words)

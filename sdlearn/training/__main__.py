@@ -1,7 +1,8 @@
 """Train postcards, part by part: ``python -m sdlearn.training vae --minutes 30``.
 
-The parts in order: ``vae``, ``clip``, ``unet``, ``pack`` (write the diffusers folder). Each goes
-on from its last checkpoint under ``--run`` when there is one.
+The parts in order: ``vae``, ``clip``, ``unet``, ``pack`` (write the diffusers folder); and
+``judge``, which measures the result and depends on none of them. Each goes on from its last
+checkpoint under ``--run`` when there is one.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from sdlearn.postcards import judge
 from sdlearn.postcards.world import caption
 from sdlearn.training import clip, unet, vae
-from sdlearn.training.data import POSTCARDS, Postcards
+from sdlearn.training.data import POSTCARDS, JudgedPictures, Postcards
 from sdlearn.training.loop import train
 
 MAX_SHARD = "15MB"
@@ -30,7 +32,7 @@ MAX_SHARD = "15MB"
 def main() -> None:
     """Read the command line and train one part."""
     parser = argparse.ArgumentParser(prog="python -m sdlearn.training", description=__doc__)
-    parser.add_argument("part", choices=("vae", "clip", "unet", "pack"))
+    parser.add_argument("part", choices=(*PARTS, "pack"))
     parser.add_argument("--run", type=Path, default=Path("runs/postcards"))
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--batch-size", type=int)
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=40_000)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
     parser.add_argument("--crop", type=int, default=64, help="VAE: pixels; 128 is the whole")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs g++")
+    parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
     args = parser.parse_args()
     if args.part == "pack":
@@ -55,7 +57,6 @@ def options(args: argparse.Namespace, part: str, learning_rate: float) -> dict:
         "folder": args.run / part / "checkpoint",
         "minutes": args.minutes,
         "learning_rate": args.learning_rate or learning_rate,
-        "compile": args.compile,
         "max_steps": args.max_steps,
     }
 
@@ -111,7 +112,7 @@ def cached_latents(accelerator: Accelerator, args: argparse.Namespace) -> torch.
                 model.encode(batch["pixels"].to(accelerator.device)).latent_dist.mean.cpu().half()
                 for batch in batches
             ]
-        save_file({"latents": torch.cat(parts)}, file)
+        save_file({"latents": torch.cat(parts).contiguous()}, file)
     accelerator.wait_for_everyone()
     return load_file(file)["latents"]
 
@@ -132,24 +133,33 @@ class Latents(Dataset):
 
 
 def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Train the U-Net on cached latents, the text encoder frozen."""
+    """Train the U-Net on cached latents, and CLIP's text encoder with it."""
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
-    text_encoder = text_encoder_of(args.run).to(accelerator.device)
     scheduler = unet.make_scheduler()
     data = Latents(cached_latents(accelerator, args), Postcards(args.pictures))
 
     def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-        tokens = tokenizer(
-            batch["caption"], padding="max_length", truncation=True, return_tensors="pt"
-        )
-        with torch.no_grad(), accelerator.autocast():
-            prompt_embeds = text_encoder(tokens.input_ids.to(accelerator.device))[0]
-        return unet.unet_loss(model, scheduler, batch["latents"], prompt_embeds)
+        padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        ids = tokenizer(batch["caption"], **padded).input_ids.to(accelerator.device)
+        return unet.unet_loss(model, scheduler, batch["latents"], ids)
 
-    model = unet.make_unet()
+    model = unet.TextToNoise(text_encoder_of(args.run), unet.make_unet())
+    if args.compile:
+        model.unet.compile()
     train(accelerator, model, loader(args, data, 64), loss, **options(args, "unet", 6e-4))
     if accelerator.is_main_process:
-        model.save_pretrained(args.run / "unet" / "model")
+        model.unet.save_pretrained(args.run / "unet" / "model")
+        model.text_encoder.save_pretrained(args.run / "unet" / "text_encoder")
+
+
+def train_judge(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Train the judge on pictures of its own, and write it into the package."""
+    model = judge.Judge()
+    batches = loader(args, JudgedPictures(args.pictures, first_seed=2 * 10**9), 32)
+    train(accelerator, model, batches, judge.judge_loss, **options(args, "judge", 2e-3))
+    if accelerator.is_main_process:
+        weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
+        save_file(weights, judge.WEIGHTS)
 
 
 def text_encoder_of(run: Path) -> CLIPTextModel:
@@ -157,14 +167,14 @@ def text_encoder_of(run: Path) -> CLIPTextModel:
     trained = CLIPModel.from_pretrained(run / "clip" / "model")
     encoder = CLIPTextModel(trained.config.text_config)
     encoder.load_state_dict(trained.text_model.state_dict())
-    return encoder.eval()
+    return encoder
 
 
 def pack(run: Path, folder: Path) -> None:
     """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(run / "vae" / "model"),
-        text_encoder=text_encoder_of(run),
+        text_encoder=CLIPTextModel.from_pretrained(run / "unet" / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(run / "unet" / "model"),
         scheduler=unet.make_scheduler(),
@@ -173,9 +183,11 @@ def pack(run: Path, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
+    # Made anew from vocab.json and merges.txt when the folder is loaded.
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
 
 
-PARTS = {"vae": train_vae, "clip": train_clip, "unet": train_unet}
+PARTS = {"vae": train_vae, "clip": train_clip, "unet": train_unet, "judge": train_judge}
 
 if __name__ == "__main__":
     main()

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageFilter
 from torch.utils.data import Dataset
 
 from sdlearn.postcards import world
+from sdlearn.postcards.judge import target
 from sdlearn.postcards.render import background, render
 
 POSTCARDS = Path(__file__).parents[1] / "models" / "postcards"
@@ -40,7 +42,7 @@ class Postcards(Dataset):
         rng = random.Random(f"caption {self.first_seed + index}")
         scene = self.scene(index)
         picture = np.asarray(render(scene), dtype=np.float32)
-        behind = np.asarray(background(scene, random.Random(scene.seed)), dtype=np.float32)
+        behind = np.asarray(background(scene), dtype=np.float32)
         subject = (picture != behind).any(axis=2, keepdims=True)  # sprites and their shadows
         both = np.concatenate([picture / 127.5 - 1, subject], axis=2, dtype=np.float32)
         channels = torch.from_numpy(both).permute(2, 0, 1)  # (4, 128, 128)
@@ -54,6 +56,30 @@ class Postcards(Dataset):
             "caption": world.caption(scene, rng),
             "wrong_caption": world.caption(near_miss(scene, rng), rng),
         }
+
+
+class JudgedPictures(Dataset):
+    """Pictures for the judge, each with what it should say; held-out combinations included.
+
+    Half of them are softened or made noisy, so that the judge reads drawn pictures, too.
+    """
+
+    def __init__(self, length: int, *, first_seed: int) -> None:
+        self.length, self.first_seed = length, first_seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        rng = random.Random(self.first_seed + index)
+        scene = world.sample_scene(rng)
+        picture = render(scene)
+        if rng.random() < 0.5:
+            picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.8)))
+        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1)
+        generator = torch.Generator().manual_seed(rng.randrange(2**31))
+        pixels = pixels + rng.choice((0, 0, 0.1)) * torch.randn(pixels.shape, generator=generator)
+        return {"pixels": pixels.permute(2, 0, 1).contiguous(), **target(scene)}
 
 
 def near_miss(scene: world.Scene, rng: random.Random) -> world.Scene:

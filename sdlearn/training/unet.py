@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 CAPTION_DROPOUT = 0.1  # Ho & Salimans 2022: the share of empty prompts that guidance needs.
 SNR_GAMMA = 5.0  # Hang et al. 2023, "min-SNR": easy timesteps do not drown the others.
@@ -26,6 +29,23 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
+class TextToNoise(torch.nn.Module):
+    """Text encoder and U-Net as one: (noisy latents, timesteps, token ids) -> predicted noise.
+
+    Both are trained. Stable Diffusion keeps CLIP's text encoder as it is, but that one had seen
+    400 million captions before; ours has seen a few thousand.
+    """
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> Any:
+        """Predict the noise, (B, 4, h, w), for captions (B, 77)."""
+        prompt_embeds = self.text_encoder(ids)[0]  # (B, 77, D)
+        return self.unet(noisy, timesteps, prompt_embeds, return_dict=False)[0]
+
+
 def make_scheduler() -> DDIMScheduler:
     """Return Stable Diffusion's noise schedule, sampled by DDIM."""
     return DDIMScheduler(
@@ -40,24 +60,21 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def unet_loss(
-    unet: torch.nn.Module,
-    scheduler: DDIMScheduler,
-    latents: torch.Tensor,
-    prompt_embeds: torch.Tensor,
+    model: torch.nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise, weighted by min(SNR, γ) / SNR; a scalar.
 
     Args:
-        unet: predicts the noise.
+        model: a ``TextToNoise``, or what wraps it.
         scheduler: holds the noise schedule.
         latents: (B, 4, h, w), unit variance.
-        prompt_embeds: (B, 77, D).
+        ids: the captions' tokens, (B, 77).
     """
     noise = torch.randn_like(latents)
     count = scheduler.config.num_train_timesteps
     timesteps = torch.randint(count, (len(latents),), device=latents.device)  # (B,)
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    noise_pred = unet(noisy, timesteps, prompt_embeds, return_dict=False)[0].float()
+    noise_pred = model(noisy, timesteps, ids).float()
     alphas = scheduler.alphas_cumprod.to(latents.device)[timesteps]
     snr = alphas / (1 - alphas)
     weight = snr.clamp(max=SNR_GAMMA) / snr  # (B,)

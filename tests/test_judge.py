@@ -1,0 +1,72 @@
+"""The judge reads true renders right, and the measure built on it can fail."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from sdlearn.postcards import evaluate, world
+from sdlearn.postcards.judge import Found, Reading, agrees, load_judge
+from sdlearn.postcards.render import render
+from sdlearn.postcards.world import Scene, Thing
+
+
+def pixels_of(scenes):
+    pictures = np.stack([np.asarray(render(scene), dtype=np.float32) for scene in scenes])
+    return torch.from_numpy(pictures / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def test_the_judge_reads_true_renders():
+    rng = random.Random("unseen by the judge")
+    scenes = [world.sample_scene(rng) for _ in range(400)]
+    readings = load_judge().read(pixels_of(scenes))
+    right = [agrees(reading, scene) for reading, scene in zip(readings, scenes)]
+    for attribute in right[0]:
+        assert np.mean([found[attribute] for found in right]) >= 0.995, attribute
+
+
+CAT, DOG = Thing("cat", "red"), Thing("dog", "blue")
+SCENE = Scene(CAT, DOG, "left of", setting="snow", time="night")
+RED_CAT, BLUE_DOG = Found("cat", "red", 30, 60), Found("dog", "blue", 90, 64)
+
+
+@pytest.mark.parametrize(
+    ("things", "wrong"),
+    [
+        ((RED_CAT, BLUE_DOG), set()),
+        ((RED_CAT,), {"subjects", "count", "colours", "position"}),
+        ((RED_CAT, BLUE_DOG, RED_CAT), {"count", "position"}),
+        ((Found("cat", "blue", 30, 60), Found("dog", "red", 90, 60)), {"colours"}),
+        ((Found("cat", "red", 90, 60), Found("dog", "blue", 30, 60)), {"position"}),
+        ((Found("cat", "red", 60, 20), Found("dog", "blue", 64, 90)), {"position"}),
+    ],
+)
+def test_each_mistake_is_told(things, wrong):
+    found = agrees(Reading(things, "snow", "night"), SCENE)
+    assert {name for name, right in found.items() if not right} == wrong
+
+
+def test_setting_and_time_are_compared():
+    found = agrees(Reading((RED_CAT, BLUE_DOG), "sea", "day"), SCENE)
+    assert not found["setting"]
+    assert not found["time"]
+
+
+def test_wilson_interval():
+    # Brown, Cai and DasGupta (2001): 10 of 20 gives 0.299 to 0.701.
+    assert evaluate.wilson(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
+    assert evaluate.wilson(0, 10)[0] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("task", evaluate.TASKS, ids=lambda task: task.name)
+def test_every_row_of_the_table_is_right_for_true_renders(task):
+    right, drawn = evaluate.measure(None, load_judge(), task, prompts=32, seeds=1)["all"]
+    assert drawn == 32
+    assert right >= 31
+
+
+def test_prompts_name_everything():
+    scene = Scene(Thing("fox", "orange"), Thing("owl"), "above", setting="sea", time="sunset")
+    assert world.sentence(scene) == "an orange fox above an owl in the sea at sunset"
+    assert world.sentence(Scene(Thing("cat"), count=2, setting="space")) == "two cats in space"
