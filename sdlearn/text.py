@@ -54,8 +54,9 @@ def tokenize(pipe: StableDiffusionPipeline, prompt: str) -> Tokens:
     if not isinstance(prompt, str):
         raise TypeError(f"tokenize takes one string, got {prompt!r}; call it once for each")
     checks.prompts(prompt)
-    # A word learnt by textual inversion may stand for several tokens.
-    text = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)
+    # A word learnt by textual inversion may stand for several tokens. Word by word, because a long
+    # prompt as a whole would log a warning about its length, which is what we are here to tell.
+    text = " ".join(pipe.maybe_convert_prompt(prompt.split(" "), pipe.tokenizer))
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(text, padding="max_length", max_length=limit, truncation=True).input_ids
     whole = pipe.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)

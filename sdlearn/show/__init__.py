@@ -1,6 +1,7 @@
 """Figures of the book: every one of them is drawn from what the pipeline computed."""
 
 from sdlearn.show.environment import environment
+from sdlearn.show.explorers import token_explorer
 from sdlearn.show.figures import (
     heat_maps,
     latents_to_pil,
@@ -9,7 +10,7 @@ from sdlearn.show.figures import (
     tokens_strip,
 )
 from sdlearn.show.filmstrip import filmstrip
-from sdlearn.show.style import new_figure, picture
+from sdlearn.show.style import new_axes, new_figure, picture
 
 __all__ = [
     "environment",
@@ -17,8 +18,10 @@ __all__ = [
     "heat_maps",
     "latents_to_pil",
     "map_overlay",
+    "new_axes",
     "new_figure",
     "picture",
     "pictures",
+    "token_explorer",
     "tokens_strip",
 ]

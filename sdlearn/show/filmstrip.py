@@ -57,7 +57,7 @@ def filmstrip(pipe: StableDiffusionPipeline, trace: Trace, maps: AttentionMaps) 
                 side_label(grid[row][column], labels[row])
 
     heading(bottom, "3  Where the picture listened to each word, over all steps, and the picture")
-    words = [*tokens.words][:WORDS_SHOWN]
+    words = [word for word in tokens.words if word[0].isalnum()][:WORDS_SHOWN]
     left, right = bottom.subfigures(1, 2, width_ratios=(4, 2))
     for i, word in enumerate(words):
         axes = left.add_subplot(2, 4, i + 1)

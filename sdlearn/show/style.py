@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -44,6 +45,13 @@ def new_figure(width: float = 8.0, height: float = 3.0) -> Figure:
     """
     with mpl.rc_context(STYLE):
         return Figure(figsize=(width, height), layout="constrained")
+
+
+def new_axes(width: float = 8.0, height: float = 3.0) -> tuple[Figure, Axes]:
+    """Return a figure in the book's style and the one pair of axes in it, for a chart."""
+    figure = new_figure(width, height)
+    with mpl.rc_context(STYLE):
+        return figure, figure.subplots()
 
 
 def to_image(figure: Figure) -> Image.Image:

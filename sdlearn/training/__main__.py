@@ -1,8 +1,9 @@
-"""Train postcards, part by part: ``python -m sdlearn.training vae --minutes 30``.
+"""Train postcards: ``python -m sdlearn.training``, or one part: ``... vae --minutes 60``.
 
-The parts in order: ``vae``, ``clip``, ``unet``, ``pack`` (write the diffusers folder); and
-``judge``, which measures the result and depends on none of them. Each goes on from its last
-checkpoint under ``--run`` when there is one.
+The parts in order: ``vae``, ``clip``, ``unet``, ``judge`` (which measures the result), ``pack``
+(write the diffusers folder). Each goes on from its last checkpoint under ``--run`` when there is
+one; a part whose minutes are spent is done. ``accelerate launch -m sdlearn.training`` uses several
+GPUs or machines.
 """
 
 from __future__ import annotations
@@ -27,35 +28,35 @@ from sdlearn.training.data import POSTCARDS, JudgedPictures, Postcards
 from sdlearn.training.loop import train
 
 MAX_SHARD = "15MB"
+MINUTES = {"vae": 60, "clip": 20, "unet": 90, "judge": 10}  # On two CPU cores.
 
 
 def main() -> None:
-    """Read the command line and train one part."""
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m sdlearn.training", description=__doc__)
-    parser.add_argument("part", choices=(*PARTS, "pack"))
+    parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS, "pack"))
     parser.add_argument("--run", type=Path, default=Path("runs/postcards"))
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, help=f"for each part (default: {MINUTES})")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--pictures", type=int, default=40_000)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
-    parser.add_argument("--crop", type=int, default=64, help="VAE: pixels; 128 is the whole")
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
     args = parser.parse_args()
-    if args.part == "pack":
+    for part in PARTS if args.part == "all" else [args.part]:
+        if part in PARTS:
+            set_seed(0)
+            PARTS[part](Accelerator(mixed_precision="bf16"), args)
+    if args.part in ("all", "pack") and Accelerator().is_main_process:
         pack(args.run, POSTCARDS)
-        return
-    set_seed(0)
-    accelerator = Accelerator(mixed_precision="bf16")
-    PARTS[args.part](accelerator, args)
 
 
 def options(args: argparse.Namespace, part: str, learning_rate: float) -> dict:
     """Return the arguments of ``train`` that every part takes from the command line."""
     return {
         "folder": args.run / part / "checkpoint",
-        "minutes": args.minutes,
+        "minutes": args.minutes or MINUTES[part],
         "learning_rate": args.learning_rate or learning_rate,
         "max_steps": args.max_steps,
     }
@@ -68,11 +69,10 @@ def loader(args: argparse.Namespace, data: Dataset, batch_size: int) -> DataLoad
 
 
 def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Train the VAE on crops; then scale its latents to unit variance."""
+    """Train the VAE; then scale its latents to unit variance."""
     model = vae.make_vae()
-    data = Postcards(args.pictures, crop=args.crop)
-    wrapped = vae.Autoencode(model)
-    train(accelerator, wrapped, loader(args, data, 16), vae.vae_loss, **options(args, "vae", 1e-3))
+    batches = loader(args, Postcards(args.pictures), 4)
+    train(accelerator, vae.Autoencode(model), batches, vae.vae_loss, **options(args, "vae", 1.5e-3))
     if not accelerator.is_main_process:
         return
     model = model.to("cpu")
@@ -91,7 +91,7 @@ def train_clip(accelerator: Accelerator, args: argparse.Namespace) -> None:
     model = clip.make_clip()
     data = Postcards(args.pictures)
     loss = partial(clip.clip_loss, tokenizer=tokenizer)
-    train(accelerator, model, loader(args, data, 256), loss, **options(args, "clip", 1e-3))
+    train(accelerator, model, loader(args, data, 128), loss, **options(args, "clip", 8e-4))
     if not accelerator.is_main_process:
         return
     captions = [data[i]["caption"] for i in range(min(len(data), 20_000))]
@@ -127,8 +127,9 @@ class Latents(Dataset):
         return len(self.latents)
 
     def __getitem__(self, index: int) -> dict:
-        empty = random.random() < unet.CAPTION_DROPOUT
-        text = "" if empty else caption(self.scenes[index], random.Random())
+        rng = random.Random(int(torch.randint(2**31, ())))
+        empty = rng.random() < unet.CAPTION_DROPOUT
+        text = "" if empty else caption(self.scenes[index], rng)
         return {"latents": self.latents[index].float(), "caption": text}
 
 
@@ -146,7 +147,7 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
     model = unet.TextToNoise(text_encoder_of(args.run), unet.make_unet())
     if args.compile:
         model.unet.compile()
-    train(accelerator, model, loader(args, data, 64), loss, **options(args, "unet", 6e-4))
+    train(accelerator, model, loader(args, data, 32), loss, **options(args, "unet", 6e-4))
     if accelerator.is_main_process:
         model.unet.save_pretrained(args.run / "unet" / "model")
         model.text_encoder.save_pretrained(args.run / "unet" / "text_encoder")

@@ -24,12 +24,11 @@ class Postcards(Dataset):
 
     Args:
         length: how many; item i depends on i alone.
-        crop: cut a random square of this many pixels (the VAE learns on crops, which is faster).
         first_seed: item i is drawn from the seed ``first_seed + i``.
     """
 
-    def __init__(self, length: int, *, crop: int | None = None, first_seed: int = 0) -> None:
-        self.length, self.crop, self.first_seed = length, crop, first_seed
+    def __init__(self, length: int, *, first_seed: int = 0) -> None:
+        self.length, self.first_seed = length, first_seed
 
     def __len__(self) -> int:
         return self.length
@@ -46,9 +45,6 @@ class Postcards(Dataset):
         subject = (picture != behind).any(axis=2, keepdims=True)  # sprites and their shadows
         both = np.concatenate([picture / 127.5 - 1, subject], axis=2, dtype=np.float32)
         channels = torch.from_numpy(both).permute(2, 0, 1)  # (4, 128, 128)
-        if self.crop:
-            x, y = (rng.randrange(0, channels.shape[-1] - self.crop + 1, 8) for _ in "xy")
-            channels = channels[:, y : y + self.crop, x : x + self.crop]
         return {
             "index": index,
             "pixels": channels[:3].contiguous(),  # in [-1, 1]

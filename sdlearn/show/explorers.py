@@ -1,0 +1,41 @@
+"""Explorers: small widgets that answer as you type or drag. They need a running notebook."""
+
+from __future__ import annotations
+
+import html
+
+import ipywidgets as widgets
+from diffusers import StableDiffusionPipeline
+
+from sdlearn.show.style import BLUE, GREY, PAPER
+from sdlearn.text import tokenize
+
+
+def token_boxes(pipe: StableDiffusionPipeline, prompt: str) -> str:
+    """Return a prompt's tokens as HTML: a box each, its number below; padding is counted only."""
+    tokens = tokenize(pipe, prompt)
+    end = int((tokens.ids == pipe.tokenizer.eos_token_id).nonzero()[0])
+    boxes = []
+    for i in range(end + 1):
+        name = {0: "start", end: "end"}.get(i, tokens.pieces[i].replace("</w>", "·"))
+        colour = GREY if i in (0, end) else BLUE
+        boxes.append(
+            f'<span style="display: inline-block; margin: 2px; padding: 2px 6px; color: {PAPER}; '
+            f'border-radius: 5px; text-align: center; background: {colour}">{html.escape(name)}'
+            f"<br><small>{int(tokens.ids[i])}</small></span>"
+        )
+    padding = len(tokens.ids) - end - 1
+    cut = f"; cut off: {html.escape(', '.join(tokens.truncated))}" if tokens.truncated else ""
+    return f"<p>{''.join(boxes)}</p><p>{end - 1} of 75 used, {padding} of padding{cut}</p>"
+
+
+def token_explorer(pipe: StableDiffusionPipeline, prompt: str) -> widgets.VBox:
+    """Return a text field with the tokens of what is typed into it."""
+    field = widgets.Text(value=prompt, description="prompt", layout={"width": "95%"})
+    boxes = widgets.HTML(token_boxes(pipe, prompt))
+
+    def update(change: dict) -> None:
+        boxes.value = token_boxes(pipe, change["new"])
+
+    field.observe(update, names="value")
+    return widgets.VBox([field, boxes])
