@@ -41,6 +41,10 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--pictures", type=int, default=40_000)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
+    parser.add_argument(
+        "--further", action="store_true", help="VAE, U-Net: start from the shipped weights"
+    )
+    parser.add_argument("--single", action="store_true", help="U-Net: pictures of one thing only")
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
     args = parser.parse_args()
@@ -70,7 +74,8 @@ def loader(args: argparse.Namespace, data: Dataset, batch_size: int) -> DataLoad
 
 def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the VAE; then scale its latents to unit variance."""
-    model = vae.make_vae()
+    shipped = POSTCARDS / "vae"
+    model = AutoencoderKL.from_pretrained(shipped) if args.further else vae.make_vae()
     batches = loader(args, Postcards(args.pictures), 4)
     train(accelerator, vae.Autoencode(model), batches, vae.vae_loss, **options(args, "vae", 1.5e-3))
     if not accelerator.is_main_process:
@@ -105,7 +110,7 @@ def cached_latents(accelerator: Accelerator, args: argparse.Namespace) -> torch.
     """Return the latents of all training pictures, (N, 4, 16, 16); encode them the first time."""
     file = args.run / "latents.safetensors"
     if not file.exists() and accelerator.is_main_process:
-        model = AutoencoderKL.from_pretrained(args.run / "vae" / "model").to(accelerator.device)
+        model = newest_vae(args.run).to(accelerator.device)
         batches = DataLoader(Postcards(args.pictures), 64, num_workers=args.workers)
         with accelerator.autocast():
             parts = [
@@ -117,11 +122,25 @@ def cached_latents(accelerator: Accelerator, args: argparse.Namespace) -> torch.
     return load_file(file)["latents"]
 
 
-class Latents(Dataset):
-    """Cached latents, each with a caption drawn anew every time."""
+def newest_vae(run: Path) -> AutoencoderKL:
+    """Return the VAE of this run, or else the shipped one."""
+    trained = run / "vae" / "model"
+    return AutoencoderKL.from_pretrained(trained if trained.exists() else POSTCARDS / "vae")
 
-    def __init__(self, latents: torch.Tensor, pictures: Postcards) -> None:
-        self.latents, self.scenes = latents, [pictures.scene(i) for i in range(len(latents))]
+
+class Latents(Dataset):
+    """Cached latents, each with a caption drawn anew every time.
+
+    ``single`` leaves out pictures of several subjects, and small ones: for learning shapes.
+    """
+
+    def __init__(self, latents: torch.Tensor, pictures: Postcards, *, single: bool) -> None:
+        scenes = [pictures.scene(i) for i in range(len(latents))]
+        kept = [
+            not single or (s.second is None and s.count == 1 and s.size != "small") for s in scenes
+        ]
+        self.latents = latents[torch.tensor(kept)]
+        self.scenes = [scene for scene, keep in zip(scenes, kept) if keep]
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -137,14 +156,21 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the U-Net on cached latents, and CLIP's text encoder with it."""
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
     scheduler = unet.make_scheduler()
-    data = Latents(cached_latents(accelerator, args), Postcards(args.pictures))
+    latents, pictures = cached_latents(accelerator, args), Postcards(args.pictures)
+    data = Latents(latents, pictures, single=args.single)
 
     def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
         padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         ids = tokenizer(batch["caption"], **padded).input_ids.to(accelerator.device)
         return unet.unet_loss(model, scheduler, batch["latents"], ids)
 
-    model = unet.TextToNoise(text_encoder_of(args.run), unet.make_unet())
+    if args.further:
+        text_encoder = CLIPTextModel.from_pretrained(POSTCARDS / "text_encoder")
+        model = unet.TextToNoise(
+            text_encoder, UNet2DConditionModel.from_pretrained(POSTCARDS / "unet")
+        )
+    else:
+        model = unet.TextToNoise(text_encoder_of(args.run), unet.make_unet())
     if args.compile:
         model.unet.compile()
     train(accelerator, model, loader(args, data, 32), loss, **options(args, "unet", 6e-4))
@@ -174,7 +200,7 @@ def text_encoder_of(run: Path) -> CLIPTextModel:
 def pack(run: Path, folder: Path) -> None:
     """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(run / "vae" / "model"),
+        vae=newest_vae(run),
         text_encoder=CLIPTextModel.from_pretrained(run / "unet" / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(run / "unet" / "model"),
