@@ -117,6 +117,7 @@ def cached_latents(accelerator: Accelerator, args: argparse.Namespace) -> torch.
                 model.encode(batch["pixels"].to(accelerator.device)).latent_dist.mean.cpu().half()
                 for batch in batches
             ]
+        file.parent.mkdir(parents=True, exist_ok=True)
         save_file({"latents": torch.cat(parts).contiguous()}, file)
     accelerator.wait_for_everyone()
     return load_file(file)["latents"]
