@@ -166,7 +166,8 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
         return unet.unet_loss(model, scheduler, batch["latents"], ids)
 
     if args.further:
-        text_encoder = CLIPTextModel.from_pretrained(POSTCARDS / "text_encoder")
+        # transformers keeps the half precision of the file; diffusers loads float32.
+        text_encoder = CLIPTextModel.from_pretrained(POSTCARDS / "text_encoder").float()
         model = unet.TextToNoise(
             text_encoder, UNet2DConditionModel.from_pretrained(POSTCARDS / "unet")
         )
