@@ -99,7 +99,7 @@ def train_clip(accelerator: Accelerator, args: argparse.Namespace) -> None:
     train(accelerator, model, loader(args, data, 128), loss, **options(args, "clip", 8e-4))
     if not accelerator.is_main_process:
         return
-    captions = [data[i]["caption"] for i in range(min(len(data), 20_000))]
+    captions = [data.captions(i)[0] for i in range(min(len(data), 20_000))]
     used = clip.neutralise_unused_words(model, tokenizer, captions)
     print(f"CLIP: {used} tokens trained")
     model.save_pretrained(args.run / "clip" / "model")

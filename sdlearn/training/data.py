@@ -37,20 +37,23 @@ class Postcards(Dataset):
         """Return the scene of item ``index``."""
         return world.sample_training_scene(random.Random(self.first_seed + index))
 
-    def __getitem__(self, index: int) -> dict:
+    def captions(self, index: int) -> tuple[str, str]:
+        """Return the caption of item ``index``, and that of a near miss."""
         rng = random.Random(f"caption {self.first_seed + index}")
         scene = self.scene(index)
-        picture = np.asarray(render(scene), dtype=np.float32)
-        behind = np.asarray(background(scene), dtype=np.float32)
-        subject = (picture != behind).any(axis=2, keepdims=True)  # sprites and their shadows
-        both = np.concatenate([picture / 127.5 - 1, subject], axis=2, dtype=np.float32)
-        channels = torch.from_numpy(both).permute(2, 0, 1)  # (4, 128, 128)
+        return world.caption(scene, rng), world.caption(near_miss(scene, rng), rng)
+
+    def __getitem__(self, index: int) -> dict:
+        scene = self.scene(index)
+        picture, behind = (np.asarray(image) for image in (render(scene), background(scene)))
+        pixels = torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
+        subject = torch.from_numpy((picture != behind).any(axis=2)).float()
+        caption, wrong_caption = self.captions(index)
         return {
-            "index": index,
-            "pixels": channels[:3].contiguous(),  # in [-1, 1]
-            "subject": channels[3:].contiguous(),  # 1 where a subject stands, 0 elsewhere
-            "caption": world.caption(scene, rng),
-            "wrong_caption": world.caption(near_miss(scene, rng), rng),
+            "pixels": pixels.contiguous(),  # (3, 128, 128) in [-1, 1]
+            "subject": subject[None],  # (1, 128, 128): 1 at sprites and their shadows, else 0
+            "caption": caption,
+            "wrong_caption": wrong_caption,
         }
 
 

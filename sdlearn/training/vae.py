@@ -37,7 +37,7 @@ def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
     pixels = batch["pixels"]  # (B, 3, H, W) in [-1, 1]
     weight = 1 + SUBJECT_WEIGHT * batch["subject"]  # (B, 1, H, W)
     weight = weight / weight.mean()
-    decoded, mean, logvar = Autoencode.forward_parts(vae, pixels)
+    decoded, mean, logvar = (part.float() for part in vae(pixels))
     error = decoded - pixels
     across, down = gradients(error)
     loss = (weight * (error.abs() + error.square())).mean()
@@ -58,11 +58,6 @@ class Autoencode(torch.nn.Module):
         posterior = self.vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * torch.randn_like(posterior.std)
         return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
-
-    @staticmethod
-    def forward_parts(model: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Call the (possibly wrapped) model and compute its loss terms in full precision."""
-        return tuple(part.float() for part in model(pixels))
 
 
 @torch.no_grad()
