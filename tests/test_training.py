@@ -1,6 +1,9 @@
 """Training code, on very small runs: that it learns, resumes, and that its formulas hold."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,6 +63,44 @@ def test_the_loop_learns_and_goes_on_from_its_checkpoint(tmp_path):
     another = torch.nn.Linear(4, 1)
     assert run(another, 300) < trained / 2
     assert json.loads((tmp_path / "checkpoint" / "progress.json").read_text())["step"] == 600
+
+
+TWO_PROCESSES = """
+import sys, time
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from sdlearn.training.loop import train
+
+folder, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
+torch.manual_seed(0)
+data = [{"x": torch.randn(4)} for _ in range(64)]
+model, seen = torch.nn.Linear(4, 1), []
+
+def loss(model, batch):
+    time.sleep(0.02 if accelerator.is_main_process else 0.001)
+    seen.append(batch["x"])
+    return (model(batch["x"]) - batch["x"].sum(dim=1, keepdim=True)).square().mean()
+
+train(accelerator, model, DataLoader(data, 8, shuffle=True), loss,
+      folder=folder / "checkpoint", minutes=0.03, learning_rate=1e-2)
+result = {"weight": model.weight.detach(), "bias": model.bias.detach(), "seen": torch.stack(seen)}
+torch.save(result, folder / f"{accelerator.process_index}.pt")
+"""
+
+
+def test_two_processes_stop_together_with_the_same_weights(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120, env=environment)
+    one, other = (torch.load(tmp_path / f"{i}.pt") for i in (0, 1))
+    assert one["seen"].shape == other["seen"].shape  # as many steps ...
+    assert not torch.equal(one["seen"], other["seen"])  # ... on different pictures
+    assert torch.equal(one["weight"], other["weight"])
+    assert torch.equal(one["bias"], other["bias"])
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():

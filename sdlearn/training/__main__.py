@@ -3,7 +3,8 @@
 The parts in order: ``vae``, ``clip``, ``unet``, ``judge`` (which measures the result), ``pack``
 (write the diffusers folder). Each goes on from its last checkpoint under ``--run`` when there is
 one; a part whose minutes are spent is done. ``accelerate launch -m sdlearn.training`` uses several
-GPUs or machines.
+GPUs or machines; ``torchrun --nproc-per-node 2 -m sdlearn.training``, with
+``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one process with as many threads.
 """
 
 from __future__ import annotations
@@ -44,14 +45,20 @@ def main() -> None:
     parser.add_argument(
         "--further", action="store_true", help="VAE, U-Net: start from the shipped weights"
     )
+    parser.add_argument(
+        "--freeze-text", action="store_true", help="U-Net: leave the text encoder as it is"
+    )
     parser.add_argument("--single", action="store_true", help="U-Net: pictures of one thing only")
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
     args = parser.parse_args()
     for part in PARTS if args.part == "all" else [args.part]:
         if part in PARTS:
-            set_seed(0)
-            PARTS[part](Accelerator(mixed_precision="bf16"), args)
+            # CPUs without bfloat16 instructions imitate them, at half the speed of float32.
+            precision = "bf16" if torch.cuda.is_available() else "no"
+            accelerator = Accelerator(mixed_precision=precision)
+            set_seed(0, device_specific=True)
+            PARTS[part](accelerator, args)
     if args.part in ("all", "pack") and Accelerator().is_main_process:
         pack(args.run, POSTCARDS)
 
@@ -173,10 +180,13 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
         )
     else:
         model = unet.TextToNoise(text_encoder_of(args.run), unet.make_unet())
+    model.text_encoder.requires_grad_(not args.freeze_text)
+    model.unet.to(memory_format=torch.channels_last)  # A tenth faster on a CPU.
     if args.compile:
         model.unet.compile()
     train(accelerator, model, loader(args, data, 32), loss, **options(args, "unet", 6e-4))
     if accelerator.is_main_process:
+        model.unet.to(memory_format=torch.contiguous_format)
         model.unet.save_pretrained(args.run / "unet" / "model")
         model.text_encoder.save_pretrained(args.run / "unet" / "text_encoder")
 

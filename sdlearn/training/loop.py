@@ -60,8 +60,9 @@ def train(
     Returns:
         The mean loss of every hundred steps.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99))
-    ema = EMAModel(model.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+    ema = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
@@ -88,14 +89,16 @@ def train(
             group["lr"] = learning_rate * learning_rate_at(spent / (minutes * 60))
         loss = loss_function(trained, batch)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        ema.step(model.parameters())
+        ema.step(parameters)
         recent.append(float(loss.detach()))
         step += 1
         now, before = time.monotonic(), now
         spent += min(now - before, 10.0)  # A pause of the whole process is no training time.
+        # Several processes go by one clock, so that they stop at the same step.
+        spent = float(accelerator.reduce(torch.tensor(spent, device=accelerator.device), "mean"))
         if len(recent) == 100:
             losses.append(sum(recent) / len(recent))
             recent = []
@@ -104,6 +107,6 @@ def train(
             save()
             last_save = now
     save()
-    ema.copy_to(model.parameters())
+    ema.copy_to(parameters)
     model.eval()
     return losses
