@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sdlearn.sampling import Step, Trace, denoise, initial_latents, text_to_image
     from sdlearn.schedulers import ddim_step, ddpm_step, dpm_solver_step, euler_step
     from sdlearn.text import Tokens, encode_prompt, tokenize
-    from sdlearn.unet import NoisePrediction, predict_noise
+    from sdlearn.unet import Block, NoisePrediction, predict_noise, trace_blocks
 
 __version__ = "0.1.0"
 
@@ -45,12 +45,13 @@ _MODULES = {
     "sampling": ["Step", "Trace", "denoise", "initial_latents", "text_to_image"],
     "schedulers": ["ddim_step", "ddpm_step", "dpm_solver_step", "euler_step"],
     "text": ["Tokens", "encode_prompt", "tokenize"],
-    "unet": ["NoisePrediction", "predict_noise"],
+    "unet": ["Block", "NoisePrediction", "predict_noise", "trace_blocks"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "AttentionMaps",
+    "Block",
     "NoisePrediction",
     "Step",
     "Tokens",
@@ -74,6 +75,7 @@ __all__ = [
     "text_to_image",
     "to_pil",
     "tokenize",
+    "trace_blocks",
 ]
 
 

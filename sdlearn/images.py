@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
@@ -78,3 +80,60 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Ima
     for i, image in enumerate(images):
         grid.paste(image, (i % columns * width, i // columns * height))
     return grid
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Return the peak signal-to-noise ratio of two pictures in decibels; equal ones have infinity.
+
+    Args:
+        a: pixels, (B, 3, H, W) in [0, 1]; the error is averaged over all of them.
+        b: pixels of the same shape.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    a, b = _pair(a, b)
+    return float(-10 * (a - b).square().mean().log10())
+
+
+def ssim(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> float:
+    """Return the structural similarity of two pictures, 1 where they are equal.
+
+    Brightness, contrast and pattern are compared in a small window, at every place where it fits
+    and in every colour, and the results are averaged.
+
+    Args:
+        a: pixels, (B, 3, H, W) in [0, 1].
+        b: pixels of the same shape.
+        window: side of the window, an odd number.
+        sigma: spread, in pixels, of the Gaussian that weights the pixels of the window.
+
+    Raises:
+        ValueError: other shapes, or a picture smaller than the window.
+
+    Source: Wang, Bovik, Sheikh, Simoncelli (2004), "Image Quality Assessment: From Error Visibility
+    to Structural Similarity", section III.B.
+    """
+    a, b = _pair(a, b)
+    if min(a.shape[-2:]) < window:
+        raise ValueError(f"pictures of {tuple(a.shape[-2:])} pixels are smaller than {window}")
+    places = torch.arange(window, dtype=a.dtype) - window // 2
+    line = torch.exp(-places.square() / (2 * sigma**2))
+    weights = torch.outer(line, line)[None, None] / line.sum() ** 2  # (1, 1, 11, 11), sum 1
+
+    def average(x: Tensor) -> Tensor:
+        return F.conv2d(x.flatten(0, 1)[:, None], weights)  # (3B, 1, H - 10, W - 10)
+
+    mean_a, mean_b = average(a), average(b)
+    var_a, var_b = average(a * a) - mean_a**2, average(b * b) - mean_b**2
+    covariance = average(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2  # They keep the quotients steady where the pictures are flat or dark.
+    brightness = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return float((brightness * (2 * covariance + c2) / (var_a + var_b + c2)).mean())
+
+
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two pictures of one shape in double precision: small differences are to count."""
+    if a.ndim != 4 or a.shape != b.shape:
+        raise ValueError(f"need two (B, 3, H, W) alike, got {tuple(a.shape)} and {tuple(b.shape)}")
+    return a.detach().cpu().double(), b.detach().cpu().double()

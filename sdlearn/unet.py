@@ -1,16 +1,18 @@
 """The U-Net: which part of these latents is noise, given this text?
 
 Source: Ho and Salimans (2022), "Classifier-Free Diffusion Guidance", equation 6; the body of the
-loop in diffusers' ``StableDiffusionPipeline.__call__``.
+loop in diffusers' ``StableDiffusionPipeline.__call__``. The blocks: Rombach et al. (2022),
+"High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
 
 from sdlearn import checks
 
@@ -70,3 +72,96 @@ def predict_noise(
         spread = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
         guided = guidance_rescale * (guided * spread) + (1 - guidance_rescale) * guided
     return NoisePrediction(unconditional, text, guided)
+
+
+class Block(NamedTuple):
+    """One block of a U-Net, and what one forward pass sent through it.
+
+    ``name`` is its path in the U-Net, ``kind`` its class. ``skip`` names the block whose output
+    is joined on to the channels that arrive here (and counts in ``input``), or is None.
+    """
+
+    name: str
+    kind: str
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    parameters: int
+    skip: str | None
+
+
+@torch.no_grad()
+def trace_blocks(
+    pipe: StableDiffusionPipeline | UNet2DConditionModel, latents: Tensor | None = None
+) -> list[Block]:
+    """Send latents through the U-Net once, with an empty text, and note every block on the way.
+
+    The hooks only look, and are taken off at the end, after an error too.
+
+    Args:
+        pipe: the pipeline, or its U-Net alone; on the meta device it needs no weights.
+        latents: (B, 4, h, w); by default zeros of the size that the U-Net was trained on.
+
+    Returns:
+        All blocks that have parameters, in the order in which they ran. Their parameters add up
+        to the U-Net's.
+
+    Raises:
+        TypeError, ValueError: no U-Net of Stable Diffusion's kind, or no latents for it.
+    """
+    unet = getattr(pipe, "unet", pipe)
+    if not isinstance(unet, UNet2DConditionModel):
+        raise TypeError(f"expected a pipeline or its U-Net, got {type(unet).__name__}")
+    channels, side = unet.config.in_channels, unet.config.sample_size
+    if latents is None:
+        latents = torch.zeros(1, channels, side, side, device=unet.device, dtype=unet.dtype)
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise ValueError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
+
+    blocks: list[Block] = []
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
+    skips: dict[str, str] = {}
+
+    def see_block(name: str, block: nn.Module, args: Any, output: Any) -> None:
+        result = output if isinstance(output, Tensor) else output[0]
+        made[id(result)] = name, result
+        shapes, size = (tuple(args[0].shape), tuple(result.shape)), parameters(block)
+        blocks.append(Block(name, type(block).__name__, *shapes, size, skips.get(name)))
+
+    def see_skips(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        for i, skip in enumerate(reversed(kwargs["res_hidden_states_tuple"])):
+            skips[f"{name}.resnets.{i}"] = made[id(skip)][0]
+
+    depth = {"down_blocks": 4, "mid_block": 3, "up_blocks": 4}  # parts of a block's name
+    handles = []
+    for name, part in unet.named_modules():
+        parts = name.split(".")
+        if name and len(parts) == depth.get(parts[0], 1) and parameters(part):
+            handles.append(part.register_forward_hook(partial(see_block, name)))
+        elif parts[0] == "up_blocks" and len(parts) == 2:
+            hook = partial(see_skips, name)
+            handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
+    text = latents.new_zeros(len(latents), 77, unet.config.cross_attention_dim)
+    try:
+        unet(latents, 0, encoder_hidden_states=text)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return blocks
+
+
+def parameters(part: nn.Module) -> int:
+    """Return how many parameters a part has."""
+    return sum(weight.numel() for weight in part.parameters())
+
+
+def sd15_unet() -> UNet2DConditionModel:
+    """Return Stable Diffusion 1.5's U-Net as its ``unet/config.json`` says, weights at random.
+
+    Built within ``torch.device("meta")`` it takes neither time nor memory, and can be counted.
+    """
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=768,
+        attention_head_dim=8,  # diffusers' name for the number of heads in SD 1.x
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdlearn.postcards import world
-from sdlearn.postcards.render import RAMPS, render, sprite
+from sdlearn.postcards.render import RAMPS, SIZE, boxes, render, sprite
 from sdlearn.postcards.world import Scene, Thing
 from sdlearn.training.data import Postcards, near_miss
 
@@ -68,6 +68,37 @@ def test_captions_are_english(scene, said):
     captions = {world.caption(scene, random.Random(i)) for i in range(200)}
     assert any(said in caption for caption in captions)
     assert len(captions) > 20  # natural variety
+
+
+def test_sprites_cover_whole_latent_cells_inside_the_picture_and_apart():
+    rng = random.Random(0)
+    for scene in (world.sample_scene(rng) for _ in range(2000)):
+        centres = []
+        for _, x, y, size in boxes(scene):
+            corner = x - size // 2, y - size // 2
+            assert all(side % 8 == 0 for side in (*corner, size))
+            assert min(corner) >= 0
+            assert max(corner) + size <= SIZE
+            assert all(abs(x - u) >= size or abs(y - v) >= size for u, v in centres)
+            centres.append((x, y))
+
+
+@pytest.mark.parametrize("relation", world.RELATIONS)
+def test_two_subjects_stand_as_the_caption_says(relation):
+    for seed in range(50):
+        scene = Scene(Thing("owl"), Thing("bear"), relation=relation, seed=seed)
+        (_, x, y, _), (_, u, v, _) = boxes(scene)
+        ahead = {"left of": u - x, "right of": x - u, "above": v - y, "below": y - v}[relation]
+        aside = abs(y - v) if relation.endswith("of") else abs(x - u)
+        assert ahead > aside
+
+
+def test_easy_pictures_show_one_of_the_first_subjects_and_not_small():
+    for i in range(100):
+        scene = Postcards(1, first_seed=i, easy=True).scene(0)
+        assert (scene.second, scene.count) == (None, 1)
+        assert scene.size != "small"
+        assert scene.first.subject in world.FIRST_SUBJECTS
 
 
 def test_a_near_miss_is_never_described_by_the_same_words():

@@ -9,16 +9,11 @@ from conftest import POSTCARDS, SD15_SCHEDULE, seeded
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import sdlearn
+from sdlearn.unet import sd15_unet
 
 
 def sd15_parts():
     """Return U-Net, VAE and text encoder as their config.json files describe them."""
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
     vae = diffusers.AutoencoderKL(
         sample_size=512,
         block_out_channels=(128, 256, 512, 512),
@@ -36,7 +31,7 @@ def sd15_parts():
         bos_token_id=49_406,
         eos_token_id=49_407,
     )
-    return unet, vae, CLIPTextModel(text)
+    return sd15_unet(), vae, CLIPTextModel(text)
 
 
 def test_sizes_are_those_of_stable_diffusion_15():

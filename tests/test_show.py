@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from IPython.display import HTML
 from PIL import Image
 
 import sdlearn
@@ -66,3 +67,15 @@ def test_an_overlay_is_brightest_where_the_map_is():
     overlay = np.asarray(show.map_overlay(Image.new("RGB", (6, 4), "grey"), heat_map)).sum(axis=2)
     assert overlay.shape == (4, 6)
     assert np.unravel_index(overlay.argmax(), overlay.shape) == (1, 2)
+
+
+def test_choices_redraw_for_the_values_chosen():
+    def draw(steps, sampler):
+        return HTML(f"{sampler} {steps}")
+
+    box = show.choices(draw, steps=[10, 1, 5], sampler=["Euler", "DDIM"])
+    slider, menu, shown = box.children
+    assert shown.value == "Euler 10"
+    assert list(slider.options) == [1, 5, 10]
+    slider.value, menu.value = 5, "DDIM"
+    assert shown.value == "DDIM 5"

@@ -80,10 +80,18 @@ TASKS = (
 )
 
 
-def scenes_for(task: Task, count: int, seed: int) -> list[Scene]:
-    """Return ``count`` scenes for a task, the same for the same seed; held-out ones included."""
-    rng = random.Random(f"{task.name} {seed}")
-    return [task.make(rng, world.sample_scene(rng)) for _ in range(count)]
+def scenes_for(task: Task, count: int, seed: int, *, easy: bool = False) -> list[Scene]:
+    """Return ``count`` scenes for a task, the same for the same seed; held-out ones included.
+
+    ``easy`` ones show nothing but the subjects that training begins with.
+    """
+    rng, scenes = random.Random(f"{task.name} {seed}"), list[Scene]()
+    while len(scenes) < count:
+        scene = task.make(rng, world.sample_scene(rng))
+        shown = {thing.subject for thing in (scene.first, scene.second) if thing}
+        if not easy or shown <= set(world.FIRST_SUBJECTS):
+            scenes.append(scene)
+    return scenes
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -127,12 +135,13 @@ def measure(
     seeds: int,
     control: str = "none",
     guidance: float = 5.0,
+    easy: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Return (right, drawn) for all scenes of a task, and for the seen and held-out ones apart.
 
     Without a pipeline the pictures are true renders.
     """
-    scenes = scenes_for(task, prompts, 0)
+    scenes = scenes_for(task, prompts, 0, easy=easy)
     totals = {"all": [0, 0], "seen": [0, 0], "held out": [0, 0]}
     for seed in range(seeds):
         for start in range(0, len(scenes), BATCH):
@@ -161,6 +170,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64, help="for each of the eight rows")
     parser.add_argument("--seeds", type=int, default=4, help="pictures for each prompt")
     parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--easy", action="store_true", help="only what training begins with")
     parser.add_argument("--control", choices=CONTROLS, default="none")
     args = parser.parse_args()
     pipe = None if args.control == "true renders" else load("postcards")

@@ -21,6 +21,7 @@ SIZE = 128  # Pixels: width and height of a postcard.
 SCALE = 2  # Backgrounds are drawn twice as large, then reduced, for smooth edges.
 SPRITE = 96  # Pixels: width and height of a cell in the sheet.
 COLUMNS = 9
+SPRITE_SIZES = {"small": 56, "medium": 72, "large": 96}  # Pixels, whole cells of 8 each.
 SHEET = Path(__file__).parent / "sprites.png"
 Colour = tuple[int, int, int]
 Draw = ImageDraw.ImageDraw
@@ -44,6 +45,8 @@ SKIES: dict[str, tuple[Colour, Colour, tuple[float, float, float]]] = {
     "sunset": ((92, 52, 132), (255, 146, 62), (0.95, 0.7, 0.58)),
     "night": ((10, 14, 48), (44, 56, 118), (0.36, 0.41, 0.66)),
 }
+# Where a hill can begin. Few and coarse: what is random costs the model most.
+PHASES = (0, 1.5, 3, 4.5)
 SPACE_SKY: tuple[Colour, Colour] = ((8, 5, 26), (52, 22, 84))
 
 
@@ -76,32 +79,43 @@ def recolour(picture: Image.Image, colour: str) -> Image.Image:
 
 
 def boxes(scene: Scene) -> list[tuple[Thing, int, int, int]]:
-    """Return (thing, centre x, centre y, size), in pixels, for every sprite of the scene."""
+    """Return (thing, centre x, centre y, size), in pixels, for every sprite of the scene.
+
+    Every sprite covers whole cells of 8 × 8 pixels. One latent stands for one cell, so a sprite
+    that moves by a cell keeps its latents, and the U-Net has one pattern to learn, not 64.
+    """
     rng = random.Random(scene.seed)
-
-    def jitter(most: int) -> int:
-        return rng.randint(-most, most)
-
+    small, medium, large = (SPRITE_SIZES[size] for size in ("small", "medium", "large"))
+    near, far = (0, 8), (64, 72)
     if scene.second is not None:
-        dx, dy = (30, 4) if "of" in (scene.relation or "") else (8, 29)
-        sign = 1 if scene.relation in ("right of", "below") else -1
-        dx, dy = sign * dx + jitter(2), (sign * dy if dy > 20 else jitter(dy)) + jitter(2)
-        if abs(dx) < 20:
-            dx = jitter(10)
-        return [
-            (scene.first, 64 + dx, 66 + dy, 54),
-            (scene.second, 64 - dx, 66 - dy, 54),
-        ]
-    places = {
-        1: [(64, 74)],
-        2: [(34, 76), (94, 76)],
-        3: [(64, 38), (34, 92), (94, 92)],
-        4: [(34, 38), (94, 38), (34, 92), (94, 92)],
-    }[scene.count]
-    size = {"small": 46, "medium": 66, "large": 92}[scene.size] if scene.count == 1 else 50
-    most = (8 if scene.size == "large" else 18) if scene.count == 1 else 3
-    down = {46: 18, 66: 10}.get(size, 0) if scene.count == 1 else 0
-    return [(scene.first, x + jitter(most), y + down + jitter(4), size) for x, y in places]
+        if "of" in (scene.relation or "left of"):
+            corners = [(rng.choice(x), rng.choice((48, 56, 64))) for x in (near, far)]
+        else:
+            corners = [(rng.choice((24, 32, 40, 48)), rng.choice(y)) for y in (near, far)]
+        if scene.relation in ("right of", "below"):
+            corners.reverse()
+        things = [(scene.first, small), (scene.second, small)]
+    elif scene.count > 1:
+        middle = (32, 40)
+        places = {
+            2: [(near, (48, 56)), (far, (48, 56))],
+            3: [(middle, near), (near, far), (far, far)],
+            4: [(near, near), (far, near), (near, far), (far, far)],
+        }[scene.count]
+        corners = [(rng.choice(x), rng.choice(y)) for x, y in places]
+        things = [(scene.first, small)] * scene.count
+    else:
+        across, down = {
+            small: ((16, 24, 32, 40, 48, 56), (56, 64)),
+            medium: ((8, 16, 24, 32, 40, 48), (40, 48)),
+            large: ((8, 16, 24), (16, 24)),
+        }[SPRITE_SIZES[scene.size]]
+        corners = [(rng.choice(across), rng.choice(down))]
+        things = [(scene.first, SPRITE_SIZES[scene.size])]
+    return [
+        (thing, x + size // 2, y + size // 2, size)
+        for (thing, size), (x, y) in zip(things, corners)
+    ]
 
 
 def render(scene: Scene) -> Image.Image:
@@ -122,7 +136,7 @@ def background(scene: Scene) -> Image.Image:
     top, bottom, light = SKIES[scene.time]
     if scene.setting == "space":
         (top, bottom), light = SPACE_SKY, (1.0, 1.0, 1.0)
-    side, horizon = SIZE * SCALE, (62 + rng.randint(-4, 4)) * SCALE
+    side, horizon = SIZE * SCALE, rng.choice((56, 64)) * SCALE
     fade = np.clip(np.arange(side) / horizon, 0, 1)[:, None, None]
     sky = np.asarray(top) * (1 - fade) + np.asarray(bottom) * fade
     picture = Image.fromarray(np.broadcast_to(sky, (side, side, 3)).astype(np.uint8), "RGB")
@@ -157,21 +171,21 @@ def wave(y: float, height: float, length: float, phase: float) -> list[tuple[flo
 
 def _beach(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: bool) -> None:
     ground((38, 140, 196), wave(horizon, 0, 1, 0))
-    ground((236, 246, 250), wave(horizon + 34, 4, 30, rng.random() * 6))
-    ground((240, 214, 158), wave(horizon + 40, 4, 30, rng.random() * 6))
+    ground((236, 246, 250), wave(horizon + 34, 4, 30, rng.choice(PHASES)))
+    ground((240, 214, 158), wave(horizon + 40, 4, 30, rng.choice(PHASES)))
 
 
 def _meadow(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: bool) -> None:
-    ground((126, 196, 92), wave(horizon + 2, 14, 40, rng.random() * 6))
-    ground((84, 168, 70), wave(horizon + 42, 10, 52, rng.random() * 6))
+    ground((126, 196, 92), wave(horizon + 2, 14, 40, rng.choice(PHASES)))
+    ground((84, 168, 70), wave(horizon + 42, 10, 52, rng.choice(PHASES)))
 
 
 def _desert(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: bool) -> None:
     x = rng.choice((30, 110, 180))
     y = horizon - 40
     ground((186, 104, 70), [(x, horizon), (x + 8, y), (x + 50, y), (x + 60, horizon)])
-    ground((232, 172, 98), wave(horizon, 8, 60, rng.random() * 6))
-    ground((214, 146, 74), wave(horizon + 44, 12, 44, rng.random() * 6))
+    ground((232, 172, 98), wave(horizon, 8, 60, rng.choice(PHASES)))
+    ground((214, 146, 74), wave(horizon + 44, 12, 44, rng.choice(PHASES)))
 
 
 def _snow(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: bool) -> None:
@@ -180,14 +194,14 @@ def _snow(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: bo
         top = horizon - height
         ground((130, 150, 180), [(x - 70, horizon + 8), (x, top), (x + 70, horizon + 8)])
         ground((246, 250, 255), [(x - 21, top + 24), (x, top), (x + 21, top + 24)])
-    ground((238, 244, 252), wave(horizon + 4, 6, 50, rng.random() * 6))
-    ground((216, 228, 244), wave(horizon + 48, 9, 46, rng.random() * 6))
+    ground((238, 244, 252), wave(horizon + 4, 6, 50, rng.choice(PHASES)))
+    ground((216, 228, 244), wave(horizon + 48, 9, 46, rng.choice(PHASES)))
 
 
 def _sea(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: bool) -> None:
     shades = [(70, 160, 210), (44, 130, 194), (28, 102, 172), (18, 76, 146)]
     for i, shade in enumerate(shades):
-        ground(shade, wave(horizon + 30 * i, 5 if i else 0, 11 + 3 * i, rng.random() * 6))
+        ground(shade, wave(horizon + 30 * i, 5 if i else 0, 11 + 3 * i, rng.choice(PHASES)))
 
 
 def _space(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: bool) -> None:
@@ -196,7 +210,7 @@ def _space(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: b
     draw.ellipse((x - 44, 43, x + 44, 53), outline=(246, 214, 160), width=4)
     for star in ((128, 24), (96, 84), (236, 96), (16, 100), (160, 70)):
         draw.ellipse((star[0] - 3, star[1] - 3, star[0] + 3, star[1] + 3), fill=(250, 250, 220))
-    ground((150, 150, 164), wave(horizon + 40, 8, 60, rng.random() * 6))
+    ground((150, 150, 164), wave(horizon + 40, 8, 60, rng.choice(PHASES)))
     shift = rng.choice((0, 60))
     for x, y, r in ((50 + shift, 226, 18), (150 + shift, 206, 13)):
         draw.ellipse((x - r, y - r // 2, x + r, y + r // 2), fill=(116, 116, 132))
@@ -225,7 +239,7 @@ def _forest(ground: Paint, draw: Draw, horizon: int, rng: random.Random, night: 
         for x in range(-20 + shift, 280, 48):
             top, foot = horizon - 74 + 34 * row, horizon + 30 + 10 * row
             ground(colour, [(x - 26, foot), (x, top), (x + 26, foot)])
-    ground((92, 92, 52), wave(horizon + 34, 5, 48, rng.random() * 6))
+    ground((92, 92, 52), wave(horizon + 34, 5, 48, rng.choice(PHASES)))
 
 
 GROUNDS = {

@@ -1,7 +1,8 @@
 """Figures of the book: every one of them is drawn from what the pipeline computed."""
 
+from sdlearn.show.diagram import parts_diagram
 from sdlearn.show.environment import environment
-from sdlearn.show.explorers import token_explorer
+from sdlearn.show.explorers import choices, token_explorer
 from sdlearn.show.figures import (
     heat_maps,
     latents_to_pil,
@@ -11,8 +12,10 @@ from sdlearn.show.figures import (
 )
 from sdlearn.show.filmstrip import filmstrip
 from sdlearn.show.style import new_axes, new_figure, picture
+from sdlearn.show.unet_tour import unet_tour
 
 __all__ = [
+    "choices",
     "environment",
     "filmstrip",
     "heat_maps",
@@ -20,8 +23,10 @@ __all__ = [
     "map_overlay",
     "new_axes",
     "new_figure",
+    "parts_diagram",
     "picture",
     "pictures",
     "token_explorer",
     "tokens_strip",
+    "unet_tour",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 from diffusers import StableDiffusionPipeline
+from IPython.display import HTML
 
 from sdlearn.show.style import BLUE, GREY, PAPER
 from sdlearn.text import tokenize
@@ -39,3 +41,30 @@ def token_explorer(pipe: StableDiffusionPipeline, prompt: str) -> widgets.VBox:
 
     field.observe(update, names="value")
     return widgets.VBox([field, boxes])
+
+
+def choices(draw: Callable[..., HTML], **options: Sequence) -> widgets.VBox:
+    """Return a control for each option, and below them what ``draw`` makes of the values chosen.
+
+    Numbers become a slider, names a menu; both answer to the arrow keys. The first value of each
+    is shown first.
+
+    Args:
+        draw: takes the options by name and returns a ``picture``.
+        options: the values to choose from.
+    """
+    controls = {}
+    for name, values in options.items():
+        number = isinstance(values[0], (int, float))
+        kind = widgets.SelectionSlider if number else widgets.Dropdown
+        ordered = sorted(values) if number else values
+        controls[name] = kind(options=ordered, value=values[0], description=name)
+    shown = widgets.HTML()
+
+    def update(_: object = None) -> None:
+        shown.value = draw(**{name: control.value for name, control in controls.items()}).data
+
+    for control in controls.values():
+        control.observe(update, names="value")
+    update()
+    return widgets.VBox([*controls.values(), shown])

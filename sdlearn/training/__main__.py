@@ -19,9 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from sdlearn.images import psnr, ssim
 from sdlearn.postcards import judge
 from sdlearn.postcards.world import caption
 from sdlearn.training import clip, unet, vae
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument(
         "--freeze-text", action="store_true", help="U-Net: leave the text encoder as it is"
     )
-    parser.add_argument("--single", action="store_true", help="U-Net: pictures of one thing only")
+    parser.add_argument(
+        "--easy", action="store_true", help="U-Net: pictures of one thing only, of a few subjects"
+    )
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
     args = parser.parse_args()
@@ -93,7 +96,9 @@ def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     vae.normalise_latents(model, pixels)
     with torch.no_grad():
         decoded = model.decode(model.encode(pixels).latent_dist.mean).sample
-    print(f"VAE round-trip of unseen pictures: {vae.psnr(decoded, pixels):.1f} dB")
+    before, after = (pixels / 2 + 0.5, (decoded / 2 + 0.5).clamp(0, 1))
+    quality = f"{psnr(before, after):.1f} dB, SSIM {ssim(before, after):.3f}"
+    print(f"VAE round-trip of unseen pictures: {quality}")
     model.save_pretrained(args.run / "vae" / "model")
 
 
@@ -115,17 +120,23 @@ def train_clip(accelerator: Accelerator, args: argparse.Namespace) -> None:
 @torch.no_grad()
 def cached_latents(accelerator: Accelerator, args: argparse.Namespace) -> torch.Tensor:
     """Return the latents of all training pictures, (N, 4, 16, 16); encode them the first time."""
-    file = args.run / "latents.safetensors"
-    if not file.exists() and accelerator.is_main_process:
+    file = args.run / f"latents{'-easy' if args.easy else ''}.safetensors"
+    if not file.exists():
         model = newest_vae(args.run).to(accelerator.device)
-        batches = DataLoader(Postcards(args.pictures), 64, num_workers=args.workers)
+        data = Postcards(args.pictures, easy=args.easy)
+        count = accelerator.num_processes
+        share = range(accelerator.process_index, len(data) - len(data) % count, count)
+        batches = DataLoader(Subset(data, share), 64, num_workers=args.workers)
         with accelerator.autocast():
             parts = [
-                model.encode(batch["pixels"].to(accelerator.device)).latent_dist.mean.cpu().half()
+                model.encode(batch["pixels"].to(accelerator.device)).latent_dist.mean.half()
                 for batch in batches
             ]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": torch.cat(parts).contiguous()}, file)
+        latents = accelerator.gather(torch.cat(parts)).cpu()
+        if accelerator.is_main_process:
+            latents = latents.unflatten(0, (count, -1)).transpose(0, 1)  # back into order
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"latents": latents.flatten(0, 1).contiguous()}, file)
     accelerator.wait_for_everyone()
     return load_file(file)["latents"]
 
@@ -137,18 +148,11 @@ def newest_vae(run: Path) -> AutoencoderKL:
 
 
 class Latents(Dataset):
-    """Cached latents, each with a caption drawn anew every time.
+    """Cached latents, each with a caption drawn anew every time."""
 
-    ``single`` leaves out pictures of several subjects, and small ones: for learning shapes.
-    """
-
-    def __init__(self, latents: torch.Tensor, pictures: Postcards, *, single: bool) -> None:
-        scenes = [pictures.scene(i) for i in range(len(latents))]
-        kept = [
-            not single or (s.second is None and s.count == 1 and s.size != "small") for s in scenes
-        ]
-        self.latents = latents[torch.tensor(kept)]
-        self.scenes = [scene for scene, keep in zip(scenes, kept) if keep]
+    def __init__(self, latents: torch.Tensor, pictures: Postcards) -> None:
+        self.latents = latents
+        self.scenes = [pictures.scene(i) for i in range(len(latents))]
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -164,8 +168,8 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the U-Net on cached latents, and CLIP's text encoder with it."""
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
     scheduler = unet.make_scheduler()
-    latents, pictures = cached_latents(accelerator, args), Postcards(args.pictures)
-    data = Latents(latents, pictures, single=args.single)
+    latents = cached_latents(accelerator, args)
+    data = Latents(latents, Postcards(len(latents), easy=args.easy))
 
     def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
         padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}

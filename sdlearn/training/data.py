@@ -25,17 +25,19 @@ class Postcards(Dataset):
     Args:
         length: how many; item i depends on i alone.
         first_seed: item i is drawn from the seed ``first_seed + i``.
+        easy: only pictures of one thing, of the subjects to begin with.
     """
 
-    def __init__(self, length: int, *, first_seed: int = 0) -> None:
-        self.length, self.first_seed = length, first_seed
+    def __init__(self, length: int, *, first_seed: int = 0, easy: bool = False) -> None:
+        self.length, self.first_seed, self.easy = length, first_seed, easy
 
     def __len__(self) -> int:
         return self.length
 
     def scene(self, index: int) -> world.Scene:
         """Return the scene of item ``index``."""
-        return world.sample_training_scene(random.Random(self.first_seed + index))
+        rng = random.Random(self.first_seed + index)
+        return world.sample_training_scene(rng, easy=self.easy)
 
     def captions(self, index: int) -> tuple[str, str]:
         """Return the caption of item ``index``, and that of a near miss."""

@@ -62,7 +62,10 @@ def make_scheduler() -> DDIMScheduler:
 def unet_loss(
     model: torch.nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared error of the predicted noise, weighted by min(SNR, γ) / SNR; a scalar.
+    """Mean squared error of the predicted noise, weighted by signal-to-noise ratio; a scalar.
+
+    Above γ the weight is γ / SNR, as in Hang et al. Below 1 it is 1 / √SNR: there the prompt
+    decides the picture, and an error of the noise means one 1 / SNR times as large of the picture.
 
     Args:
         model: a ``TextToNoise``, or what wraps it.
@@ -77,5 +80,5 @@ def unet_loss(
     noise_pred = model(noisy, timesteps, ids).float()
     alphas = scheduler.alphas_cumprod.to(latents.device)[timesteps]
     snr = alphas / (1 - alphas)
-    weight = snr.clamp(max=SNR_GAMMA) / snr  # (B,)
+    weight = torch.where(snr < 1, snr.rsqrt(), snr.clamp(max=SNR_GAMMA) / snr)  # (B,)
     return (F.mse_loss(noise_pred, noise, reduction="none").mean(dim=(1, 2, 3)) * weight).mean()

@@ -6,10 +6,10 @@ Source: Kingma and Welling (2013); Rombach et al. (2022), section 3.1.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 SUBJECT_WEIGHT = 4.0  # Backgrounds are large and smooth, subjects small and what one looks at.
+LATENT_NOISE = 0.1  # Of the latents' spread: the U-Net's latents are never exact, so be tolerant.
 KL_WEIGHT = 1e-6  # Per latent element: barely a pull towards N(0, 1), as in Rombach et al.
 
 
@@ -54,9 +54,11 @@ class Autoencode(torch.nn.Module):
         self.vae = vae
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode, draw from the posterior, decode."""
+        """Encode, draw from the posterior, add a little noise more, decode."""
         posterior = self.vae.encode(pixels).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn_like(posterior.std)
+        spread = posterior.mean.detach().std(dim=(0, 2, 3), keepdim=True)  # (1, 4, 1, 1)
+        noise = (posterior.std + LATENT_NOISE * spread) * torch.randn_like(posterior.std)
+        latents = posterior.mean + noise
         return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
 
 
@@ -77,9 +79,3 @@ def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
     quant.weight[:4] /= scale[:, None, None, None]
     quant.bias[:4] = (quant.bias[:4] - shift) / scale
     quant.bias[4:] -= 2 * scale.log()
-
-
-def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in decibels, for pictures in [-1, 1]."""
-    error = F.mse_loss(decoded.clamp(-1, 1), pixels)
-    return float(10 * torch.log10(4 / error))
