@@ -138,14 +138,14 @@ class AttentionMaps:
         return half if torch.equal(sample[:half], sample[-half:]) else 0
 
     @torch.no_grad()
-    def _see_layer(self, name: str, attn: Any, args: Any, kwargs: Any) -> None:
-        hidden = (args[0] if args else kwargs["hidden_states"])[self._start :]  # (B, h*w, C)
+    def _see_query(self, name: str, attn: Any, _: nn.Module, args: Any, output: Tensor) -> None:
+        hidden = output[self._start :]  # (B, h*w, heads*d)
         h, w = self._shape[2:]
         while h * w > hidden.shape[1]:
             h, w = (h + 1) // 2, (w + 1) // 2  # as the U-Net halves them
         if h * w > self._max_pixels:
             return
-        query = attn.head_to_batch_dim(attn.to_q(hidden))  # (B*heads, h*w, d)
+        query = attn.head_to_batch_dim(hidden)  # (B*heads, h*w, d)
         if name not in self._keys:
             self._keys[name] = attn.head_to_batch_dim(attn.to_k(self._text))
         scores = attn.get_attention_scores(query, self._keys[name])  # (B*heads, h*w, 77)
@@ -197,8 +197,8 @@ def capture_attention(
         pipe.unet.register_forward_pre_hook(maps._see_unet, with_kwargs=True),
     ]
     for name, module in chosen.items():
-        hook = partial(maps._see_layer, name)
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        hook = partial(maps._see_query, name, module)  # every processor asks to_q for its queries
+        handles.append(module.to_q.register_forward_hook(hook))
     try:
         yield maps
     finally:

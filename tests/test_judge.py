@@ -70,3 +70,11 @@ def test_prompts_name_everything():
     scene = Scene(Thing("fox", "orange"), Thing("owl"), "above", setting="sea", time="sunset")
     assert world.sentence(scene) == "an orange fox above an owl in the sea at sunset"
     assert world.sentence(Scene(Thing("cat"), count=2, setting="space")) == "two cats in space"
+
+
+def test_easy_scenes_show_only_the_subjects_that_training_begins_with():
+    for task in evaluate.TASKS:
+        scenes = evaluate.scenes_for(task, 20, 0, easy=True)
+        shown = {thing.subject for s in scenes for thing in (s.first, s.second) if thing}
+        assert shown <= set(world.FIRST_SUBJECTS)
+        assert len(shown) > 4

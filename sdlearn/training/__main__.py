@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=40_000)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
     parser.add_argument(
-        "--further", action="store_true", help="VAE, U-Net: start from the shipped weights"
+        "--further", action="store_true", help="start from the shipped weights (not CLIP)"
     )
     parser.add_argument(
         "--freeze-text", action="store_true", help="U-Net: leave the text encoder as it is"
@@ -197,7 +197,7 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
 
 def train_judge(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the judge on pictures of its own, and write it into the package."""
-    model = judge.Judge()
+    model = judge.load_judge() if args.further else judge.Judge()
     batches = loader(args, JudgedPictures(args.pictures, first_seed=2 * 10**9), 32)
     train(accelerator, model, batches, judge.judge_loss, **options(args, "judge", 2e-3))
     if accelerator.is_main_process:
