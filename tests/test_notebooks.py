@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from build import CHAPTERS, clean, problems
+from build import CHAPTERS, clean, execute, problems
 from nbformat import v4
 
 COMMITTED = sorted(CHAPTERS.glob("*.ipynb"))
@@ -13,6 +13,20 @@ COMMITTED = sorted(CHAPTERS.glob("*.ipynb"))
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_chapter_was_run_and_cleaned(path):
     assert problems(path) == []
+
+
+@pytest.fixture(scope="session")
+def another_model(random_pipe, tmp_path_factory):
+    """A folder of another size: SD 1.x's blocks, pictures of 64 × 64, random weights."""
+    folder = tmp_path_factory.mktemp("another-model")
+    random_pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_chapter_runs_on_another_model(path, another_model, monkeypatch):
+    monkeypatch.setenv("SDLEARN_MODEL", str(another_model))
+    execute(nbformat.read(path, 4))  # raises what a cell raises
 
 
 def notebook():

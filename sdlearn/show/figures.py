@@ -52,7 +52,7 @@ def pictures(images: Mapping[str, Image.Image], columns: int = 5, inches: float 
     rows = -(-len(images) // columns)
     figure = new_figure(columns * inches, rows * (inches + 0.28))
     for i, (title, image) in enumerate(images.items()):
-        wrapped = textwrap.fill(title, int(inches * 13))
+        wrapped = textwrap.fill(title, int(inches * 12))
         axes = bare(figure.add_subplot(rows, columns, i + 1), wrapped)
         axes.imshow(image, interpolation="nearest")
     return figure
