@@ -28,7 +28,7 @@ SD15_SCHEDULE = {
 }
 
 
-def random_pipeline() -> StableDiffusionPipeline:
+def random_pipeline(layers_per_block: int = 2) -> StableDiffusionPipeline:
     """Return SD 1.x's block layout (16 transformers) at reduced width, with random weights."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -37,7 +37,7 @@ def random_pipeline() -> StableDiffusionPipeline:
         norm_num_groups=8,
         cross_attention_dim=24,
         attention_head_dim=8,  # diffusers' name for the number of heads in SD 1.x
-        layers_per_block=2,
+        layers_per_block=layers_per_block,
     )
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),

@@ -6,21 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from sdlearn.postcards import evaluate, world
+from sdlearn.postcards import evaluate, tasks, world
 from sdlearn.postcards.judge import Found, Reading, agrees, load_judge
-from sdlearn.postcards.render import render
 from sdlearn.postcards.world import Scene, Thing
-
-
-def pixels_of(scenes):
-    pictures = np.stack([np.asarray(render(scene), dtype=np.float32) for scene in scenes])
-    return torch.from_numpy(pictures / 127.5 - 1).permute(0, 3, 1, 2)
 
 
 def test_the_judge_reads_true_renders():
     rng = random.Random("unseen by the judge")
     scenes = [world.sample_scene(rng) for _ in range(400)]
-    readings = load_judge().read(pixels_of(scenes))
+    readings = load_judge().read(evaluate.true_renders(scenes))
     right = [agrees(reading, scene) for reading, scene in zip(readings, scenes)]
     for attribute in right[0]:
         assert np.mean([found[attribute] for found in right]) >= 0.995, attribute
@@ -59,7 +53,7 @@ def test_wilson_interval():
     assert evaluate.wilson(0, 10)[0] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("task", evaluate.TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.name)
 def test_every_row_of_the_table_is_right_for_true_renders(task):
     right, drawn = evaluate.measure(None, load_judge(), task, prompts=32, seeds=1)["all"]
     assert drawn == 32
@@ -73,8 +67,20 @@ def test_prompts_name_everything():
 
 
 def test_easy_scenes_show_only_the_subjects_that_training_begins_with():
-    for task in evaluate.TASKS:
-        scenes = evaluate.scenes_for(task, 20, 0, easy=True)
+    for task in tasks.TASKS:
+        scenes = tasks.scenes_for(task, 20, 0, easy=True)
         shown = {thing.subject for s in scenes for thing in (s.first, s.second) if thing}
         assert shown <= set(world.FIRST_SUBJECTS)
         assert len(shown) > 4
+
+
+def test_a_copy_is_nearest_to_what_it_was_copied_from():
+    rng = random.Random(0)
+    pictures = evaluate.true_renders([world.sample_scene(rng) for _ in range(6)])
+    copies = (pictures[:3] + 0.05 * torch.randn(3, 3, 128, 128)).clamp(-1, 1)
+    distances = evaluate.nearest(copies, pictures.split(2))
+    assert distances.max() < 0.02
+    others = evaluate.nearest(copies, pictures[3:].split(2))
+    rms = (pictures[:3, None] - pictures[3:]).square().mean(dim=(2, 3, 4)).sqrt().amin(dim=1)
+    assert (others > 0.1).all()
+    assert (others < rms + 0.05).all()  # reducing a picture takes details off, and noise

@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from build import CHAPTERS, clean, execute, problems
+from conftest import random_pipeline
 from nbformat import v4
 
 COMMITTED = sorted(CHAPTERS.glob("*.ipynb"))
@@ -16,10 +17,10 @@ def test_chapter_was_run_and_cleaned(path):
 
 
 @pytest.fixture(scope="session")
-def another_model(random_pipe, tmp_path_factory):
-    """A folder of another size: SD 1.x's blocks, pictures of 64 × 64, random weights."""
+def another_model(tmp_path_factory):
+    """A folder of another size: four resolutions, pictures of 64 × 64, random weights."""
     folder = tmp_path_factory.mktemp("another-model")
-    random_pipe.save_pretrained(folder)
+    random_pipeline(layers_per_block=1).save_pretrained(folder)
     return folder
 
 

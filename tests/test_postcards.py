@@ -95,7 +95,7 @@ def test_two_subjects_stand_as_the_caption_says(relation):
 
 def test_easy_pictures_show_one_of_the_first_subjects_and_not_small():
     for i in range(100):
-        scene = Postcards(1, first_seed=i, easy=True).scene(0)
+        scene = Postcards(1, first_seed=i, lesson="easy").scene(0)
         assert (scene.second, scene.count) == (None, 1)
         assert scene.size != "small"
         assert scene.first.subject in world.FIRST_SUBJECTS

@@ -3,95 +3,33 @@
 ``python -m sdlearn.postcards.evaluate`` draws pictures for prompts that name everything in them,
 lets the judge read the pictures, and prints how often each attribute is as asked, with 95 % Wilson
 intervals (Wilson 1927). ``--control`` breaks the link between prompt and picture in a known way.
+``--memory`` compares the pictures with those it was trained on; ``--sheet`` shows them, unselected.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from matplotlib.figure import Figure
 
-from sdlearn import load
+from sdlearn import decode_latents, encode_image, load, to_pil
 from sdlearn.postcards import world
 from sdlearn.postcards.judge import Judge, agrees, load_judge
 from sdlearn.postcards.render import render
-from sdlearn.postcards.world import Scene, Thing
+from sdlearn.postcards.tasks import TASKS, Task, scenes_for
+from sdlearn.postcards.world import Scene
+from sdlearn.show import pictures
 
 BATCH = 16
+MEASURED = ("prompts", "seeds", "control", "guidance", "easy")
 CONTROLS = ("none", "shuffled prompts", "empty prompt", "guidance off", "true renders")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A row of the table: what scenes it draws, and which attributes must all be right."""
-
-    name: str
-    make: Callable[[random.Random, Scene], Scene]
-    attributes: tuple[str, ...]
-
-
-def _coloured(rng: random.Random, thing: Thing) -> Thing:
-    return replace(thing, colour=rng.choice(world.COLOURS))
-
-
-def _single(rng: random.Random, scene: Scene) -> Scene:
-    return replace(scene, first=Thing(scene.first.subject), second=None, relation=None, count=1)
-
-
-def _colour(rng: random.Random, scene: Scene) -> Scene:
-    return replace(_single(rng, scene), first=_coloured(rng, scene.first))
-
-
-def _two(rng: random.Random, scene: Scene) -> Scene:
-    first, second = rng.sample(list(world.SUBJECTS), 2)
-    relation = rng.choice(world.RELATIONS)
-    return replace(
-        scene, first=Thing(first), second=Thing(second), relation=relation, count=1, size="medium"
-    )
-
-
-def _binding(rng: random.Random, scene: Scene) -> Scene:
-    scene = _two(rng, scene)
-    assert scene.second is not None
-    one, other = rng.sample(world.COLOURS, 2)
-    return replace(
-        scene, first=replace(scene.first, colour=one), second=replace(scene.second, colour=other)
-    )
-
-
-def _counting(rng: random.Random, scene: Scene) -> Scene:
-    return replace(_single(rng, scene), count=rng.choice((1, 2, 3, 4)), size="medium")
-
-
-TASKS = (
-    Task("single subject", _single, ("subjects",)),
-    Task("colour", _colour, ("subjects", "colours")),
-    Task("setting", _colour, ("setting",)),
-    Task("time of day", _colour, ("time",)),
-    Task("two subjects", _two, ("subjects",)),
-    Task("counting", _counting, ("count",)),
-    Task("position", _two, ("position",)),
-    Task("attribute binding", _binding, ("subjects", "colours")),
-)
-
-
-def scenes_for(task: Task, count: int, seed: int, *, easy: bool = False) -> list[Scene]:
-    """Return ``count`` scenes for a task, the same for the same seed; held-out ones included.
-
-    ``easy`` ones show nothing but the subjects that training begins with.
-    """
-    rng, scenes = random.Random(f"{task.name} {seed}"), list[Scene]()
-    while len(scenes) < count:
-        scene = task.make(rng, world.sample_scene(rng))
-        shown = {thing.subject for thing in (scene.first, scene.second) if thing}
-        if not easy or shown <= set(world.FIRST_SUBJECTS):
-            scenes.append(scene)
-    return scenes
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -101,6 +39,12 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * (share * (1 - share) / count + spread / 4 / count) ** 0.5
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def true_renders(scenes: list[Scene]) -> torch.Tensor:
+    """Return the scenes as drawn by code, (B, 3, 128, 128) in [-1, 1]."""
+    pixels = np.stack([np.asarray(render(scene), dtype=np.float32) for scene in scenes])
+    return torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -113,8 +57,7 @@ def draw(
 ) -> torch.Tensor:
     """Draw a picture for each scene, (B, 3, 128, 128) in [-1, 1]."""
     if pipe is None:
-        pictures = np.stack([np.asarray(render(scene), dtype=np.float32) for scene in scenes])
-        return torch.from_numpy(pictures / 127.5 - 1).permute(0, 3, 1, 2)
+        return true_renders(scenes)
     prompts = [world.sentence(scene) for scene in scenes]
     if control == "shuffled prompts":
         prompts = prompts[1:] + prompts[:1]
@@ -156,6 +99,62 @@ def measure(
     return {kind: (right, drawn) for kind, (right, drawn) in totals.items()}
 
 
+@torch.no_grad()
+def nearest(pictures: torch.Tensor, others: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return each picture's distance to the nearest of many others, (B,).
+
+    The distance is the root mean square difference of pictures reduced to 32 × 32 pixels: a
+    copy that is a little sharper or softer stays a copy.
+
+    Args:
+        pictures: (B, 3, 128, 128) in [-1, 1].
+        others: batches of the same shape.
+    """
+
+    def small(batch: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(batch, 4).flatten(1)  # (B, 3 * 32 * 32)
+
+    reduced = small(pictures)
+    best = torch.full((len(pictures),), torch.inf)
+    for batch in others:
+        best = best.minimum(torch.cdist(reduced, small(batch)).amin(dim=1))
+    return best / reduced.shape[1] ** 0.5
+
+
+def memory(pipe: StableDiffusionPipeline, prompts: int, training: int, guidance: float) -> str:
+    """Say whether drawn pictures are nearer to training pictures than new true renders are.
+
+    The renders show the same scenes and go through the VAE, so that they are as soft as what the
+    model draws. A model that has memorised its training pictures would be nearer every time.
+    """
+    scenes = scenes_for(TASKS[1], prompts, 0)
+    batches = [scenes[i : i + BATCH] for i in range(0, prompts, BATCH)]
+    drawn = torch.cat([draw(pipe, batch, "none", 10_000, guidance) for batch in batches])
+    latents = torch.cat([encode_image(pipe, render(s), sample=False) for s in scenes])
+    renders = decode_latents(pipe, latents).float().cpu() * 2 - 1
+
+    scenes = [world.sample_training_scene(random.Random(i)) for i in range(training)]
+    seen = (true_renders(scenes[i : i + 256]) for i in range(0, training, 256))
+    distances = nearest(torch.cat([drawn, renders]), seen)
+    to_drawn, to_renders = distances.split(prompts)
+    nearer = int((to_drawn < to_renders).sum())
+    return (
+        f"nearer to one of {training} training pictures than a new true render of the same scene: "
+        f"{cell(nearer, prompts)}\n"
+        f"median distance: drawn {to_drawn.median():.3f}, new renders {to_renders.median():.3f}"
+    )
+
+
+def sheet(pipe: StableDiffusionPipeline, guidance: float, columns: int = 8) -> Figure:
+    """Draw the first prompts of every row of the table, one picture each: none is left out."""
+    shown = {}
+    for task in TASKS:
+        scenes = scenes_for(task, columns, 0)
+        for scene, pixels in zip(scenes, draw(pipe, scenes, "none", 0, guidance)):
+            shown[world.sentence(scene)] = to_pil(pipe, pixels[None] / 2 + 0.5)[0]
+    return pictures(shown, columns=columns, inches=1.6)
+
+
 def cell(right: int, drawn: int) -> str:
     """Return a share with its interval, as in ".95 (.93 to .97)"."""
     if drawn == 0:
@@ -176,11 +175,18 @@ def main() -> None:
         help="only one thing, of the subjects that training begins with",
     )
     parser.add_argument("--control", choices=CONTROLS, default="none")
+    parser.add_argument("--memory", type=int, metavar="PICTURES", help="... of the training set")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.jpg")
     args = parser.parse_args()
     pipe = None if args.control == "true renders" else load("postcards")
+    if pipe is not None and args.sheet:
+        return sheet(pipe, args.guidance).savefig(args.sheet, dpi=100)
+    if pipe is not None and args.memory:
+        return print(memory(pipe, args.prompts, args.memory, args.guidance))
     print(f"{args.prompts} prompts x {args.seeds} seeds a row, control: {args.control}\n")
     print("| | all | seen | held out |\n|---|---|---|---|")
-    judge, options = load_judge(), vars(args)
+    judge = load_judge()
+    options = {name: getattr(args, name) for name in MEASURED}
     for task in TASKS[:4] if args.easy else TASKS:
         shares = measure(pipe, judge, task, **options)
         cells = " | ".join(cell(*shares[kind]) for kind in ("all", "seen", "held out"))

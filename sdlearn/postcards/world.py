@@ -23,6 +23,7 @@ SUBJECTS = {
 }  # fmt: skip
 # A quarter of them, of every sort: what training begins with.
 FIRST_SUBJECTS = ("cat", "dog", "owl", "fish", "car", "boat", "house", "tree", "apple")
+LESSONS = ("easy", "single", "all")  # Training goes through them in this order.
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 NATURAL = "natural"
 SETTINGS = ("beach", "meadow", "desert", "snow", "sea", "space", "city", "forest")
@@ -126,15 +127,17 @@ def sample_scene(rng: random.Random) -> Scene:
     )
 
 
-def sample_training_scene(rng: random.Random, *, easy: bool = False) -> Scene:
+def sample_training_scene(rng: random.Random, lesson: str = "all") -> Scene:
     """Draw a scene none of whose combinations is held out.
 
-    ``easy`` scenes show one thing, one of the ``FIRST_SUBJECTS`` and not small: shapes first.
+    Lesson "easy" shows one thing, one of the ``FIRST_SUBJECTS`` and not small: shapes first.
+    "single" shows one thing, whatever it is; "all" everything.
     """
     while True:
         scene = sample_scene(rng)
-        one = scene.second is None and scene.count == 1 and scene.size != "small"
-        if not is_held_out(scene) and (not easy or (one and scene.first.subject in FIRST_SUBJECTS)):
+        single = scene.second is None and scene.count == 1
+        easy = single and scene.size != "small" and scene.first.subject in FIRST_SUBJECTS
+        if not is_held_out(scene) and {"easy": easy, "single": single, "all": True}[lesson]:
             return scene
 
 

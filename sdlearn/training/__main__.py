@@ -1,16 +1,19 @@
 """Train postcards: ``python -m sdlearn.training``, or one part: ``... vae --minutes 60``.
 
-The parts in order: ``vae``, ``clip``, ``unet``, ``judge`` (which measures the result), ``pack``
-(write the diffusers folder). Each goes on from its last checkpoint under ``--run`` when there is
-one; a part whose minutes are spent is done. ``accelerate launch -m sdlearn.training`` uses several
-GPUs or machines; ``torchrun --nproc-per-node 2 -m sdlearn.training``, with
-``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one process with as many threads.
+The parts in order: ``vae``, ``clip``, the U-Net's lessons ``unet-easy`` (one thing, of a few
+subjects), ``unet-single`` (one thing) and ``unet-all`` (everything), ``judge`` (which measures the
+result), ``pack`` (write the diffusers folder). Each goes on from its last checkpoint under
+``--folder`` when there is one; a part whose minutes are spent is done. ``accelerate launch -m
+sdlearn.training`` uses several GPUs or machines; ``torchrun --nproc-per-node 2 -m
+sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one process
+with as many threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,21 +26,22 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sdlearn.images import psnr, ssim
-from sdlearn.postcards import judge
-from sdlearn.postcards.world import caption
+from sdlearn.postcards import judge, world
 from sdlearn.training import clip, unet, vae
 from sdlearn.training.data import POSTCARDS, JudgedPictures, Postcards
 from sdlearn.training.loop import train
 
 MAX_SHARD = "15MB"
-MINUTES = {"vae": 60, "clip": 20, "unet": 90, "judge": 10}  # On two CPU cores.
+MINUTES = {  # On two CPU cores.
+    "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "unet-all": 120, "judge": 15,
+}  # fmt: skip
 
 
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m sdlearn.training", description=__doc__)
     parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS, "pack"))
-    parser.add_argument("--run", type=Path, default=Path("runs/postcards"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/postcards"))
     parser.add_argument("--minutes", type=float, help=f"for each part (default: {MINUTES})")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
@@ -49,9 +53,6 @@ def main() -> None:
     parser.add_argument(
         "--freeze-text", action="store_true", help="U-Net: leave the text encoder as it is"
     )
-    parser.add_argument(
-        "--easy", action="store_true", help="U-Net: pictures of one thing only, of a few subjects"
-    )
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
     args = parser.parse_args()
@@ -62,14 +63,15 @@ def main() -> None:
             accelerator = Accelerator(mixed_precision=precision)
             set_seed(0, device_specific=True)
             PARTS[part](accelerator, args)
+            accelerator.wait_for_everyone()  # The next part reads what the first process writes.
     if args.part in ("all", "pack") and Accelerator().is_main_process:
-        pack(args.run, POSTCARDS)
+        pack(args.folder, POSTCARDS)
 
 
 def options(args: argparse.Namespace, part: str, learning_rate: float) -> dict:
     """Return the arguments of ``train`` that every part takes from the command line."""
     return {
-        "folder": args.run / part / "checkpoint",
+        "folder": args.folder / part / "checkpoint",
         "minutes": args.minutes or MINUTES[part],
         "learning_rate": args.learning_rate or learning_rate,
         "max_steps": args.max_steps,
@@ -99,7 +101,7 @@ def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     before, after = (pixels / 2 + 0.5, (decoded / 2 + 0.5).clamp(0, 1))
     quality = f"{psnr(before, after):.1f} dB, SSIM {ssim(before, after):.3f}"
     print(f"VAE round-trip of unseen pictures: {quality}")
-    model.save_pretrained(args.run / "vae" / "model")
+    model.save_pretrained(args.folder / "vae" / "model")
 
 
 def train_clip(accelerator: Accelerator, args: argparse.Namespace) -> None:
@@ -114,16 +116,16 @@ def train_clip(accelerator: Accelerator, args: argparse.Namespace) -> None:
     captions = [data.captions(i)[0] for i in range(min(len(data), 20_000))]
     used = clip.neutralise_unused_words(model, tokenizer, captions)
     print(f"CLIP: {used} tokens trained")
-    model.save_pretrained(args.run / "clip" / "model")
+    model.save_pretrained(args.folder / "clip" / "model")
 
 
 @torch.no_grad()
-def cached_latents(accelerator: Accelerator, args: argparse.Namespace) -> torch.Tensor:
-    """Return the latents of all training pictures, (N, 4, 16, 16); encode them the first time."""
-    file = args.run / f"latents{'-easy' if args.easy else ''}.safetensors"
+def cached_latents(accelerator: Accelerator, args: argparse.Namespace, lesson: str) -> torch.Tensor:
+    """Return the latents of a lesson's pictures, (N, 4, 16, 16); encode them the first time."""
+    file = args.folder / f"latents-{lesson}.safetensors"
     if not file.exists():
-        model = newest_vae(args.run).to(accelerator.device)
-        data = Postcards(args.pictures, easy=args.easy)
+        model = newest_vae(args.folder).to(accelerator.device)
+        data = Postcards(args.pictures, lesson=lesson)
         count = accelerator.num_processes
         share = range(accelerator.process_index, len(data) - len(data) % count, count)
         batches = DataLoader(Subset(data, share), 64, num_workers=args.workers)
@@ -160,39 +162,45 @@ class Latents(Dataset):
     def __getitem__(self, index: int) -> dict:
         rng = random.Random(int(torch.randint(2**31, ())))
         empty = rng.random() < unet.CAPTION_DROPOUT
-        text = "" if empty else caption(self.scenes[index], rng)
+        text = "" if empty else world.caption(self.scenes[index], rng)
         return {"latents": self.latents[index].float(), "caption": text}
 
 
-def train_unet(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Train the U-Net on cached latents, and CLIP's text encoder with it."""
+def train_unet(accelerator: Accelerator, args: argparse.Namespace, lesson: str) -> None:
+    """Train the U-Net on cached latents, and CLIP's text encoder with it.
+
+    Each lesson goes on from what the one before it left under ``--folder``.
+    """
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
     scheduler = unet.make_scheduler()
-    latents = cached_latents(accelerator, args)
-    data = Latents(latents, Postcards(len(latents), easy=args.easy))
+    latents = cached_latents(accelerator, args, lesson)
+    data = Latents(latents, Postcards(len(latents), lesson=lesson))
 
     def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
         padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         ids = tokenizer(batch["caption"], **padded).input_ids.to(accelerator.device)
         return unet.unet_loss(model, scheduler, batch["latents"], ids)
 
-    if args.further:
+    before = args.folder / "unet"
+    if not (before / "unet").exists():
+        before = POSTCARDS
+    if before != POSTCARDS or args.further:
         # transformers keeps the half precision of the file; diffusers loads float32.
-        text_encoder = CLIPTextModel.from_pretrained(POSTCARDS / "text_encoder").float()
+        text_encoder = CLIPTextModel.from_pretrained(before / "text_encoder").float()
         model = unet.TextToNoise(
-            text_encoder, UNet2DConditionModel.from_pretrained(POSTCARDS / "unet")
+            text_encoder, UNet2DConditionModel.from_pretrained(before / "unet")
         )
     else:
-        model = unet.TextToNoise(text_encoder_of(args.run), unet.make_unet())
+        model = unet.TextToNoise(text_encoder_of(args.folder), unet.make_unet())
     model.text_encoder.requires_grad_(not args.freeze_text)
     model.unet.to(memory_format=torch.channels_last)  # A tenth faster on a CPU.
     if args.compile:
         model.unet.compile()
-    train(accelerator, model, loader(args, data, 32), loss, **options(args, "unet", 6e-4))
+    train(accelerator, model, loader(args, data, 32), loss, **options(args, f"unet-{lesson}", 6e-4))
     if accelerator.is_main_process:
         model.unet.to(memory_format=torch.contiguous_format)
-        model.unet.save_pretrained(args.run / "unet" / "model")
-        model.text_encoder.save_pretrained(args.run / "unet" / "text_encoder")
+        model.unet.save_pretrained(args.folder / "unet" / "unet")
+        model.text_encoder.save_pretrained(args.folder / "unet" / "text_encoder")
 
 
 def train_judge(accelerator: Accelerator, args: argparse.Namespace) -> None:
@@ -213,24 +221,35 @@ def text_encoder_of(run: Path) -> CLIPTextModel:
     return encoder
 
 
-def pack(run: Path, folder: Path) -> None:
-    """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
+def assemble(run: Path) -> StableDiffusionPipeline:
+    """Return the trained parts as one pipeline."""
     pipe = StableDiffusionPipeline(
         vae=newest_vae(run),
         text_encoder=CLIPTextModel.from_pretrained(run / "unet" / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(run / "unet" / "model"),
+        unet=UNet2DConditionModel.from_pretrained(run / "unet" / "unet"),
         scheduler=unet.make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pack(run: Path, folder: Path) -> None:
+    """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
+    assemble(run).to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
     # Made anew from vocab.json and merges.txt when the folder is loaded.
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
 
 
-PARTS = {"vae": train_vae, "clip": train_clip, "unet": train_unet, "judge": train_judge}
+PARTS: dict[str, Callable[[Accelerator, argparse.Namespace], None]] = {
+    "vae": train_vae,
+    "clip": train_clip,
+    **{f"unet-{lesson}": partial(train_unet, lesson=lesson) for lesson in world.LESSONS},
+    "judge": train_judge,
+}
 
 if __name__ == "__main__":
     main()

@@ -25,11 +25,11 @@ class Postcards(Dataset):
     Args:
         length: how many; item i depends on i alone.
         first_seed: item i is drawn from the seed ``first_seed + i``.
-        easy: only pictures of one thing, of the subjects to begin with.
+        lesson: what the pictures show, see ``world.sample_training_scene``.
     """
 
-    def __init__(self, length: int, *, first_seed: int = 0, easy: bool = False) -> None:
-        self.length, self.first_seed, self.easy = length, first_seed, easy
+    def __init__(self, length: int, *, first_seed: int = 0, lesson: str = "all") -> None:
+        self.length, self.first_seed, self.lesson = length, first_seed, lesson
 
     def __len__(self) -> int:
         return self.length
@@ -37,7 +37,7 @@ class Postcards(Dataset):
     def scene(self, index: int) -> world.Scene:
         """Return the scene of item ``index``."""
         rng = random.Random(self.first_seed + index)
-        return world.sample_training_scene(rng, easy=self.easy)
+        return world.sample_training_scene(rng, self.lesson)
 
     def captions(self, index: int) -> tuple[str, str]:
         """Return the caption of item ``index``, and that of a near miss."""

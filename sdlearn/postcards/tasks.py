@@ -1,0 +1,82 @@
+"""What is measured of postcards: the rows of the table, and the scenes that each row draws.
+
+The rows are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513), in the world of postcards, and
+two more for places and times.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sdlearn.postcards import world
+from sdlearn.postcards.world import Scene, Thing
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table: what scenes it draws, and which attributes must all be right."""
+
+    name: str
+    make: Callable[[random.Random, Scene], Scene]
+    attributes: tuple[str, ...]
+
+
+def _coloured(rng: random.Random, thing: Thing) -> Thing:
+    return replace(thing, colour=rng.choice(world.COLOURS))
+
+
+def _single(rng: random.Random, scene: Scene) -> Scene:
+    return replace(scene, first=Thing(scene.first.subject), second=None, relation=None, count=1)
+
+
+def _colour(rng: random.Random, scene: Scene) -> Scene:
+    return replace(_single(rng, scene), first=_coloured(rng, scene.first))
+
+
+def _two(rng: random.Random, scene: Scene) -> Scene:
+    first, second = rng.sample(list(world.SUBJECTS), 2)
+    relation = rng.choice(world.RELATIONS)
+    return replace(
+        scene, first=Thing(first), second=Thing(second), relation=relation, count=1, size="medium"
+    )
+
+
+def _binding(rng: random.Random, scene: Scene) -> Scene:
+    scene = _two(rng, scene)
+    assert scene.second is not None
+    one, other = rng.sample(world.COLOURS, 2)
+    return replace(
+        scene, first=replace(scene.first, colour=one), second=replace(scene.second, colour=other)
+    )
+
+
+def _counting(rng: random.Random, scene: Scene) -> Scene:
+    return replace(_single(rng, scene), count=rng.choice((1, 2, 3, 4)), size="medium")
+
+
+TASKS = (
+    Task("single subject", _single, ("subjects",)),
+    Task("colour", _colour, ("subjects", "colours")),
+    Task("setting", _colour, ("setting",)),
+    Task("time of day", _colour, ("time",)),
+    Task("two subjects", _two, ("subjects",)),
+    Task("counting", _counting, ("count",)),
+    Task("position", _two, ("position",)),
+    Task("attribute binding", _binding, ("subjects", "colours")),
+)
+
+
+def scenes_for(task: Task, count: int, seed: int, *, easy: bool = False) -> list[Scene]:
+    """Return ``count`` scenes for a task, the same for the same seed; held-out ones included.
+
+    ``easy`` ones show nothing but the subjects that training begins with.
+    """
+    rng, scenes = random.Random(f"{task.name} {seed}"), list[Scene]()
+    while len(scenes) < count:
+        scene = task.make(rng, world.sample_scene(rng))
+        shown = {thing.subject for thing in (scene.first, scene.second) if thing}
+        if not easy or shown <= set(world.FIRST_SUBJECTS):
+            scenes.append(scene)
+    return scenes
