@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,8 @@ def sheet(pipe: StableDiffusionPipeline, guidance: float, columns: int = 8) -> F
         scenes = scenes_for(task, columns, 0)
         for scene, pixels in zip(scenes, draw(pipe, scenes, "none", 0, guidance)):
             shown[world.sentence(scene)] = to_pil(pipe, pixels[None] / 2 + 0.5)[0]
-    return pictures(shown, columns=columns, inches=1.6)
+    with mpl.rc_context({"axes.titlesize": 6.5}):
+        return pictures(shown, columns=columns, inches=1.6)
 
 
 def cell(right: int, drawn: int) -> str:

@@ -239,7 +239,10 @@ def assemble(run: Path) -> StableDiffusionPipeline:
 
 def pack(run: Path, folder: Path) -> None:
     """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
-    assemble(run).to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
+    pipe = assemble(run)
+    for part in (pipe.vae, pipe.unet):
+        part.register_to_config(_name_or_path="postcards")  # not the folder it was trained in
+    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
     # Made anew from vocab.json and merges.txt when the folder is loaded.
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
 
