@@ -9,7 +9,6 @@ intervals (Wilson 1927). ``--control`` breaks the link between prompt and pictur
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,9 +26,9 @@ from sdlearn.postcards.render import render
 from sdlearn.postcards.tasks import TASKS, Task, scenes_for
 from sdlearn.postcards.world import Scene
 from sdlearn.show import pictures
+from sdlearn.training.data import Postcards
 
 BATCH = 16
-MEASURED = ("prompts", "seeds", "control", "guidance", "easy")
 CONTROLS = ("none", "shuffled prompts", "empty prompt", "guidance off", "true renders")
 
 
@@ -134,7 +133,7 @@ def memory(pipe: StableDiffusionPipeline, prompts: int, training: int, guidance:
     latents = torch.cat([encode_image(pipe, render(s), sample=False) for s in scenes])
     renders = decode_latents(pipe, latents).float().cpu() * 2 - 1
 
-    scenes = [world.sample_training_scene(random.Random(i)) for i in range(training)]
+    scenes = [Postcards(training).scene(i) for i in range(training)]
     seen = (true_renders(scenes[i : i + 256]) for i in range(0, training, 256))
     distances = nearest(torch.cat([drawn, renders]), seen)
     to_drawn, to_renders = distances.split(prompts)
@@ -188,9 +187,11 @@ def main() -> None:
     print(f"{args.prompts} prompts x {args.seeds} seeds a row, control: {args.control}\n")
     print("| | all | seen | held out |\n|---|---|---|---|")
     judge = load_judge()
-    options = {name: getattr(args, name) for name in MEASURED}
     for task in TASKS[:4] if args.easy else TASKS:
-        shares = measure(pipe, judge, task, **options)
+        shares = measure(
+            pipe, judge, task, prompts=args.prompts, seeds=args.seeds, control=args.control,
+            guidance=args.guidance, easy=args.easy,
+        )  # fmt: skip
         cells = " | ".join(cell(*shares[kind]) for kind in ("all", "seen", "held out"))
         print(f"| {task.name} | {cells} |", flush=True)
 

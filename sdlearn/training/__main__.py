@@ -221,8 +221,8 @@ def text_encoder_of(run: Path) -> CLIPTextModel:
     return encoder
 
 
-def assemble(run: Path) -> StableDiffusionPipeline:
-    """Return the trained parts as one pipeline."""
+def pack(run: Path, folder: Path) -> None:
+    """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
     pipe = StableDiffusionPipeline(
         vae=newest_vae(run),
         text_encoder=CLIPTextModel.from_pretrained(run / "unet" / "text_encoder"),
@@ -233,13 +233,6 @@ def assemble(run: Path) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def pack(run: Path, folder: Path) -> None:
-    """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
-    pipe = assemble(run)
     for part in (pipe.vae, pipe.unet):
         part.register_to_config(_name_or_path="postcards")  # not the folder it was trained in
     pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
