@@ -81,7 +81,7 @@ def euler_step(
     *,
     prediction_type: str = "epsilon",
 ) -> Tensor:
-    r"""Follow the slope of the probability flow (Karras et al. 2022, algorithm 2 without churn).
+    r"""Follow the slope of the probability flow (Karras et al. 2022, algorithm 1, uncorrected).
 
     Here the latents are $\tilde x = x_t / \sqrt{\bar\alpha_t} = x_0 + \sigma\epsilon$ with
     $\sigma = \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$, so that the slope is $\epsilon$ itself:

@@ -62,6 +62,10 @@ def test_training_never_shows_what_is_held_out_but_shows_every_part_of_it():
         (Scene(Thing("butterfly", "red"), count=3), "three red butterflies"),
         (Scene(Thing("fish", "blue"), count=4), "four blue fish"),
         (Scene(Thing("owl"), Thing("bear"), relation="above"), "an owl above a bear"),
+        (
+            Scene(Thing("owl"), Thing("bear"), relation="below"),
+            "at the bottom an owl, at the top a bear",
+        ),
     ],
 )
 def test_captions_are_english(scene, said):

@@ -2,16 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import seeded
 from torch.utils.data import DataLoader
+from transformers import CLIPTokenizer
 
+import sdlearn
+from sdlearn.postcards.judge import agrees, load_judge
+from sdlearn.postcards.tasks import TASKS, scenes_for
+from sdlearn.postcards.world import sentence
 from sdlearn.training import clip, unet, vae
-from sdlearn.training.data import POSTCARDS, Postcards
+from sdlearn.training.data import POSTCARDS, MaskedPostcards, Postcards
 from sdlearn.training.loop import learning_rate_at, train
 
 
@@ -109,25 +116,18 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert learning_rate_at(1) == pytest.approx(0)
 
 
-def test_every_loss_is_finite_and_reaches_every_weight(pixels, tmp_path):
-    from transformers import CLIPTextModel, CLIPTokenizer
-
+def test_every_loss_is_finite_and_reaches_every_weight():
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
-    examples = [Postcards(4)[i] for i in range(4)]
-    batch = {
-        "pixels": pixels[:4],
-        "subject": torch.stack([example["subject"] for example in examples]),
-        "caption": [example["caption"] for example in examples],
-        "wrong_caption": [example["wrong_caption"] for example in examples],
-    }
-    encoder, matcher = vae.Autoencode(vae.make_vae()), clip.make_clip()
-    predictor = unet.TextToNoise(
-        CLIPTextModel(matcher.config.text_config).train(), unet.make_unet()
-    )
+    batch = next(iter(DataLoader(Postcards(4), 4)))
+    masked = next(iter(DataLoader(MaskedPostcards(4), 4)))
+    assert torch.equal(masked["pixels"], batch["pixels"])
+    encoder = vae.Autoencode(vae.make_vae())
+    matcher = clip.Contrast(clip.make_text_encoder(), clip.make_image_encoder())
+    predictor = unet.TextToNoise(clip.make_text_encoder().train(), unet.make_unet())
     ids = torch.randint(49_408, (4, 77))
     losses = {
-        encoder: vae.vae_loss(encoder, batch),
+        encoder: vae.vae_loss(encoder, masked),
         matcher: clip.clip_loss(matcher, batch, tokenizer),
         predictor: unet.unet_loss(predictor, unet.make_scheduler(), torch.randn(4, 4, 16, 16), ids),
     }
@@ -139,13 +139,69 @@ def test_every_loss_is_finite_and_reaches_every_weight(pixels, tmp_path):
 
 
 def test_unused_words_share_one_vector():
-    from transformers import CLIPTokenizer
-
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
-    model = clip.make_clip()
+    model = clip.make_text_encoder()
     used = clip.neutralise_unused_words(model, tokenizer, ["a red cat", "a dog"])
     assert used == 6  # start, a, red, cat, dog, end
-    weight = model.text_model.get_input_embeddings().weight
+    weight = model.get_input_embeddings().weight
     red, zebra, tractor = (tokenizer(w).input_ids[1] for w in ("red", "zebra", "tractor"))
     assert torch.equal(weight[zebra], weight[tractor])
     assert not torch.equal(weight[zebra], weight[red])
+
+
+def test_telling_captions_from_near_misses_is_counted_right():
+    class Knows(torch.nn.Module):
+        def forward(self, pixels, ids):
+            right = torch.eye(len(pixels))
+            right[0] = 0  # the first picture fits its near miss better
+            return torch.cat([right, torch.eye(len(pixels)) * 0.5], dim=1)
+
+    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
+    examples = [Postcards(4)[i] for i in range(4)]
+    assert clip.tell_apart(Knows(), examples, tokenizer) == 0.75
+
+
+def retrain(folder, *arguments):
+    command = [sys.executable, "-m", "sdlearn.training", *arguments, "--folder", str(folder)]
+    subprocess.run(command, check=True, timeout=600)
+
+
+def test_the_whole_chain_makes_a_model_that_loads(tmp_path):
+    small = ("--max-steps", "2", "--pictures", "16", "--batch-size", "4")
+    retrain(tmp_path / "run", *small, "--package", str(tmp_path / "package"))
+    folder = tmp_path / "package" / "models" / "postcards"
+    pipe = sdlearn.load(str(folder))
+    assert {path.parent.name for path in folder.glob("*/config.json")} == {
+        "image_encoder", "text_encoder", "unet", "vae",
+    }  # fmt: skip
+    assert max(path.stat().st_size for path in folder.rglob("*")) < 16 * 2**20
+    assert str(tmp_path) not in "".join(path.read_text() for path in folder.rglob("*.json"))
+    assert (tmp_path / "package" / "postcards" / "judge.safetensors").exists()
+    assert pipe("a red cat", num_inference_steps=2, output_type="pt").images.isfinite().all()
+
+
+def test_two_minutes_of_training_lower_the_loss_and_raise_the_judges_score(tmp_path):
+    # The U-Net begins with random weights, and learns places and times first.
+    shutil.copytree(POSTCARDS / "text_encoder", tmp_path / "model" / "text_encoder")
+    pipe, judge = sdlearn.load("postcards"), load_judge()
+    scenes = scenes_for(TASKS[1], 32, 0, easy=True)
+    options = {"num_inference_steps": 10, "guidance_scale": 2.0, "output_type": "pt"}
+
+    def score():
+        generators = [seeded(i) for i in range(len(scenes))]
+        prompts = [sentence(scene) for scene in scenes]
+        pictures = pipe(prompts, generator=generators, **options).images
+        found = [agrees(read, scene) for read, scene in zip(judge.read(pictures * 2 - 1), scenes)]
+        return sum(each["setting"] + each["time"] for each in found)  # of 64
+
+    torch.manual_seed(0)
+    pipe.unet = unet.make_unet().eval()
+    untrained = score()
+    rate = ("--learning-rate", "1.5e-3", "--minutes", "5")
+    batches = ("--pictures", "256", "--batch-size", "8", "--max-steps", "240")
+    retrain(tmp_path, "unet-easy", "--freeze-text", *rate, *batches)
+    pipe.unet = type(pipe.unet).from_pretrained(tmp_path / "model" / "unet").eval()
+    progress = json.loads((tmp_path / "unet-easy" / "checkpoint" / "progress.json").read_text())
+    first, last = progress["losses"]  # of steps 1 to 100, and of 101 to 200
+    assert last < 0.7 * first
+    assert score() >= untrained + 6

@@ -1,4 +1,4 @@
-"""What is measured of postcards: the rows of the table, and the scenes that each row draws.
+"""What is measured of postcards: kinds of scenes, and the rows of the table read off each.
 
 The rows are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513), in the world of postcards, and
 two more for places and times.
@@ -16,11 +16,11 @@ from sdlearn.postcards.world import Scene, Thing
 
 @dataclass(frozen=True)
 class Task:
-    """A row of the table: what scenes it draws, and which attributes must all be right."""
+    """Scenes of one kind; each row names the attributes that must all be right."""
 
     name: str
     make: Callable[[random.Random, Scene], Scene]
-    attributes: tuple[str, ...]
+    rows: dict[str, tuple[str, ...]]
 
 
 def _coloured(rng: random.Random, thing: Thing) -> Thing:
@@ -57,14 +57,15 @@ def _counting(rng: random.Random, scene: Scene) -> Scene:
 
 
 TASKS = (
-    Task("single subject", _single, ("subjects",)),
-    Task("colour", _colour, ("subjects", "colours")),
-    Task("setting", _colour, ("setting",)),
-    Task("time of day", _colour, ("time",)),
-    Task("two subjects", _two, ("subjects",)),
-    Task("counting", _counting, ("count",)),
-    Task("position", _two, ("position",)),
-    Task("attribute binding", _binding, ("subjects", "colours")),
+    Task("single", _single, {"single subject": ("subjects",)}),
+    Task(
+        "colour",
+        _colour,
+        {"colour": ("subjects", "colours"), "setting": ("setting",), "time of day": ("time",)},
+    ),
+    Task("two", _two, {"two subjects": ("subjects",), "position": ("position",)}),
+    Task("counting", _counting, {"counting": ("count",)}),
+    Task("binding", _binding, {"attribute binding": ("subjects", "colours")}),
 )
 
 

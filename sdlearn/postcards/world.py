@@ -31,6 +31,14 @@ TIMES = ("morning", "day", "sunset", "night")
 SIZES = ("small", "medium", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 
+# "first left of second" -> where the first stands, and where the second does.
+SIDES = {
+    "left of": ("on the left", "on the right"),
+    "right of": ("on the right", "on the left"),
+    "above": ("at the top", "at the bottom"),
+    "below": ("at the bottom", "at the top"),
+}
+
 SYNONYMS = {"cat": ["kitten"], "dog": ["puppy"], "rabbit": ["bunny"], "horse": ["pony"],
             "boat": ["sailboat"], "car": ["automobile"], "robot": ["android"],
             "tulip": ["flower"], "bird": ["songbird"], "train": ["locomotive"]}  # fmt: skip
@@ -106,9 +114,9 @@ def is_held_out(scene: Scene) -> bool:
     return triple or any(is_held_out_pair(thing) for thing in things)
 
 
-def sample_scene(rng: random.Random) -> Scene:
-    """Draw a scene: half single subjects, a sixth several of one, a third two in a relation."""
-    kind = rng.choices(("single", "several", "two"), (3, 1, 2))[0]
+def sample_scene(rng: random.Random, weights: tuple[int, int, int] = (3, 1, 2)) -> Scene:
+    """Draw a scene: a single subject, several of one, or two in a relation, so often each."""
+    kind = rng.choices(("single", "several", "two"), weights)[0]
     first, second = rng.sample(list(SUBJECTS), 2)
     setting = rng.choice(SETTINGS)
 
@@ -131,10 +139,10 @@ def sample_training_scene(rng: random.Random, lesson: str = "all") -> Scene:
     """Draw a scene none of whose combinations is held out.
 
     Lesson "easy" shows one thing, one of the ``FIRST_SUBJECTS`` and not small: shapes first.
-    "single" shows one thing, whatever it is; "all" everything.
+    "single" shows one thing, whatever it is; "all" everything, and most often what is hardest.
     """
     while True:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, (2, 1, 3))
         single = scene.second is None and scene.count == 1
         easy = single and scene.size != "small" and scene.first.subject in FIRST_SUBJECTS
         if not is_held_out(scene) and {"easy": easy, "single": single, "all": True}[lesson]:
@@ -169,11 +177,16 @@ def caption(scene: Scene, rng: random.Random) -> str:
     """
     size = scene.size if rng.random() < 0.7 else "medium"
     subject = noun_phrase(scene.first, rng, count=scene.count, size=size)
+    prefixes = ["a postcard of ", "a picture of ", "a photo of "]
     if scene.second is not None:
         other = noun_phrase(scene.second, rng)
         relation = scene.relation or "left of"
-        side = f"to the {relation}" if relation.endswith(" of") else relation
-        subject += f" {rng.choice([relation, side, side])} {other}"
+        if rng.random() < 0.4:
+            here, there = SIDES[relation]
+            subject, prefixes = f"{here} {subject}, {there} {other}", [""]
+        else:
+            side = f"to the {relation}" if relation.endswith(" of") else relation
+            subject += f" {rng.choice([relation, side, side])} {other}"
     if rng.random() < 0.05:  # One-word prompts work too.
         return scene.first.subject if scene.second is None and scene.count == 1 else subject
     parts = []
@@ -183,7 +196,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
         parts.append(rng.choice(MOMENTS[scene.time]))
     if parts and rng.random() < 0.15:
         return f"{' '.join(parts)}, {subject}"
-    prefix = rng.choice(["a postcard of ", "a picture of ", "a photo of "])
+    prefix = rng.choice(prefixes)
     return (prefix if rng.random() < 0.15 else "") + " ".join([subject, *parts])
 
 

@@ -1,9 +1,11 @@
 """Train postcards: ``python -m sdlearn.training``, or one part: ``... vae --minutes 60``.
 
 The parts in order: ``vae``, ``clip``, the U-Net's lessons ``unet-easy`` (one thing, of a few
-subjects), ``unet-single`` (one thing) and ``unet-all`` (everything), ``judge`` (which measures the
-result), ``pack`` (write the diffusers folder). Each goes on from its last checkpoint under
-``--folder`` when there is one; a part whose minutes are spent is done. ``accelerate launch -m
+subjects), ``unet-single`` (one thing) and ``unet-all`` (everything), ``clip-image`` (the image
+encoder again, since the U-Net's lessons go on training the text encoder), ``judge`` (which measures
+the result), ``pack`` (write the diffusers folder). What is trained lies in ``--folder``/model, each
+part under its name in the pipeline. Each goes on from its last checkpoint under ``--folder`` when
+there is one; a part whose minutes are spent is done. ``accelerate launch -m
 sdlearn.training`` uses several GPUs or machines; ``torchrun --nproc-per-node 2 -m
 sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one process
 with as many threads.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,17 +26,20 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+import sdlearn
 from sdlearn.images import psnr, ssim
 from sdlearn.postcards import judge, world
 from sdlearn.training import clip, unet, vae
-from sdlearn.training.data import POSTCARDS, JudgedPictures, Postcards
+from sdlearn.training.data import POSTCARDS, JudgedPictures, MaskedPostcards, Postcards
 from sdlearn.training.loop import train
 
+PACKAGE = Path(sdlearn.__file__).parent
 MAX_SHARD = "15MB"
 MINUTES = {  # On two CPU cores.
-    "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "unet-all": 120, "judge": 15,
+    "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "unet-all": 120,
+    "clip-image": 15, "judge": 15,
 }  # fmt: skip
 
 
@@ -42,16 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sdlearn.training", description=__doc__)
     parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS, "pack"))
     parser.add_argument("--folder", type=Path, default=Path("runs/postcards"))
+    parser.add_argument("--package", type=Path, default=PACKAGE, help="where pack writes")
     parser.add_argument("--minutes", type=float, help=f"for each part (default: {MINUTES})")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--pictures", type=int, default=40_000)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
+    parser.add_argument("--further", action="store_true", help="start from the shipped weights")
     parser.add_argument(
-        "--further", action="store_true", help="start from the shipped weights (not CLIP)"
-    )
-    parser.add_argument(
-        "--freeze-text", action="store_true", help="U-Net: leave the text encoder as it is"
+        "--freeze-text", action="store_true", help="leave the text encoder as it is"
     )
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
@@ -65,7 +70,7 @@ def main() -> None:
             PARTS[part](accelerator, args)
             accelerator.wait_for_everyone()  # The next part reads what the first process writes.
     if args.part in ("all", "pack") and Accelerator().is_main_process:
-        pack(args.folder, POSTCARDS)
+        pack(args.folder, args.package)
 
 
 def options(args: argparse.Namespace, part: str, learning_rate: float) -> dict:
@@ -84,11 +89,25 @@ def loader(args: argparse.Namespace, data: Dataset, batch_size: int) -> DataLoad
     return DataLoader(data, size, shuffle=True, num_workers=args.workers, drop_last=True)
 
 
+def newest(run: Path, part: str, *, shipped: bool = True) -> Path | None:
+    """Return the folder of a part of the model: this run's, or else the shipped one, or None."""
+    if (run / "model" / part).exists():
+        return run / "model" / part
+    return POSTCARDS / part if shipped and (POSTCARDS / part).exists() else None
+
+
+def load_text_encoder(args: argparse.Namespace) -> CLIPTextModel:
+    """Return the text encoder to go on from, or an untrained one."""
+    folder = newest(args.folder, "text_encoder", shipped=args.further)
+    # transformers keeps the half precision of the file; diffusers loads float32.
+    return CLIPTextModel.from_pretrained(folder).float() if folder else clip.make_text_encoder()
+
+
 def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the VAE; then scale its latents to unit variance."""
-    shipped = POSTCARDS / "vae"
-    model = AutoencoderKL.from_pretrained(shipped) if args.further else vae.make_vae()
-    batches = loader(args, Postcards(args.pictures), 4)
+    folder = newest(args.folder, "vae", shipped=args.further)
+    model = AutoencoderKL.from_pretrained(folder) if folder else vae.make_vae()
+    batches = loader(args, MaskedPostcards(args.pictures), 4)
     train(accelerator, vae.Autoencode(model), batches, vae.vae_loss, **options(args, "vae", 1.5e-3))
     if not accelerator.is_main_process:
         return
@@ -101,22 +120,38 @@ def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     before, after = (pixels / 2 + 0.5, (decoded / 2 + 0.5).clamp(0, 1))
     quality = f"{psnr(before, after):.1f} dB, SSIM {ssim(before, after):.3f}"
     print(f"VAE round-trip of unseen pictures: {quality}")
-    model.save_pretrained(args.folder / "vae" / "model")
+    model.save_pretrained(args.folder / "model" / "vae")
 
 
-def train_clip(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Train CLIP; then give all words it never saw one neutral vector."""
+def train_clip(accelerator: Accelerator, args: argparse.Namespace, part: str) -> None:
+    """Train CLIP, or with "clip-image" its image encoder alone: the U-Net changed the other one.
+
+    All words that the text encoder never saw get one neutral vector.
+    """
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
-    model = clip.make_clip()
+    folder = newest(args.folder, "image_encoder", shipped=args.further)
+    image_encoder = (
+        CLIPVisionModelWithProjection.from_pretrained(folder).float()
+        if folder
+        else clip.make_image_encoder()
+    )
+    text_encoder = load_text_encoder(args).requires_grad_(part == "clip" and not args.freeze_text)
+    model = clip.Contrast(text_encoder, image_encoder)
     data = Postcards(args.pictures)
     loss = partial(clip.clip_loss, tokenizer=tokenizer)
-    train(accelerator, model, loader(args, data, 128), loss, **options(args, "clip", 8e-4))
+    train(accelerator, model, loader(args, data, 128), loss, **options(args, part, 8e-4))
     if not accelerator.is_main_process:
         return
-    captions = [data.captions(i)[0] for i in range(min(len(data), 20_000))]
-    used = clip.neutralise_unused_words(model, tokenizer, captions)
-    print(f"CLIP: {used} tokens trained")
-    model.save_pretrained(args.folder / "clip" / "model")
+    model = model.to("cpu")
+    if part == "clip":
+        captions = [data.captions(i)[0] for i in range(min(len(data), 20_000))]
+        used = clip.neutralise_unused_words(text_encoder, tokenizer, captions)
+        print(f"CLIP: {used} tokens trained")
+    unseen = Postcards(256, first_seed=10**9)
+    share = clip.tell_apart(model, [unseen[i] for i in range(256)], tokenizer)
+    print(f"CLIP: prefers a caption to its near miss {share:.2f} of the time")
+    text_encoder.save_pretrained(args.folder / "model" / "text_encoder")
+    image_encoder.save_pretrained(args.folder / "model" / "image_encoder")
 
 
 @torch.no_grad()
@@ -124,7 +159,7 @@ def cached_latents(accelerator: Accelerator, args: argparse.Namespace, lesson: s
     """Return the latents of a lesson's pictures, (N, 4, 16, 16); encode them the first time."""
     file = args.folder / f"latents-{lesson}.safetensors"
     if not file.exists():
-        model = newest_vae(args.folder).to(accelerator.device)
+        model = AutoencoderKL.from_pretrained(newest(args.folder, "vae")).to(accelerator.device)
         data = Postcards(args.pictures, lesson=lesson)
         count = accelerator.num_processes
         share = range(accelerator.process_index, len(data) - len(data) % count, count)
@@ -141,12 +176,6 @@ def cached_latents(accelerator: Accelerator, args: argparse.Namespace, lesson: s
             save_file({"latents": latents.flatten(0, 1).contiguous()}, file)
     accelerator.wait_for_everyone()
     return load_file(file)["latents"]
-
-
-def newest_vae(run: Path) -> AutoencoderKL:
-    """Return the VAE of this run, or else the shipped one."""
-    trained = run / "vae" / "model"
-    return AutoencoderKL.from_pretrained(trained if trained.exists() else POSTCARDS / "vae")
 
 
 class Latents(Dataset):
@@ -181,53 +210,43 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace, lesson: str) 
         ids = tokenizer(batch["caption"], **padded).input_ids.to(accelerator.device)
         return unet.unet_loss(model, scheduler, batch["latents"], ids)
 
-    before = args.folder / "unet"
-    if not (before / "unet").exists():
-        before = POSTCARDS
-    if before != POSTCARDS or args.further:
-        # transformers keeps the half precision of the file; diffusers loads float32.
-        text_encoder = CLIPTextModel.from_pretrained(before / "text_encoder").float()
-        model = unet.TextToNoise(
-            text_encoder, UNet2DConditionModel.from_pretrained(before / "unet")
-        )
-    else:
-        model = unet.TextToNoise(text_encoder_of(args.folder), unet.make_unet())
-    model.text_encoder.requires_grad_(not args.freeze_text)
+    folder = newest(args.folder, "unet", shipped=args.further)
+    denoiser = UNet2DConditionModel.from_pretrained(folder) if folder else unet.make_unet()
+    text_encoder = load_text_encoder(args).requires_grad_(not args.freeze_text)
+    model = unet.TextToNoise(text_encoder, denoiser)
     model.unet.to(memory_format=torch.channels_last)  # A tenth faster on a CPU.
     if args.compile:
         model.unet.compile()
     train(accelerator, model, loader(args, data, 32), loss, **options(args, f"unet-{lesson}", 6e-4))
     if accelerator.is_main_process:
         model.unet.to(memory_format=torch.contiguous_format)
-        model.unet.save_pretrained(args.folder / "unet" / "unet")
-        model.text_encoder.save_pretrained(args.folder / "unet" / "text_encoder")
+        model.unet.save_pretrained(args.folder / "model" / "unet")
+        model.text_encoder.save_pretrained(args.folder / "model" / "text_encoder")
 
 
 def train_judge(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Train the judge on pictures of its own, and write it into the package."""
+    """Train the judge on pictures of its own."""
     model = judge.load_judge() if args.further else judge.Judge()
     batches = loader(args, JudgedPictures(args.pictures, first_seed=2 * 10**9), 32)
     train(accelerator, model, batches, judge.judge_loss, **options(args, "judge", 2e-3))
     if accelerator.is_main_process:
         weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
-        save_file(weights, judge.WEIGHTS)
+        save_file(weights, args.folder / judge.WEIGHTS.name)
 
 
-def text_encoder_of(run: Path) -> CLIPTextModel:
-    """Return the text encoder of the trained CLIP, as Stable Diffusion uses it."""
-    trained = CLIPModel.from_pretrained(run / "clip" / "model")
-    encoder = CLIPTextModel(trained.config.text_config)
-    encoder.load_state_dict(trained.text_model.state_dict())
-    return encoder
+def pack(run: Path, package: Path) -> None:
+    """Write the trained parts into the package: a diffusers folder in fp16, and the judge.
 
-
-def pack(run: Path, folder: Path) -> None:
-    """Write the trained parts as a standard diffusers folder, in fp16, no file over 16 MB."""
+    No file is over 16 MB.
+    """
+    folder = package / POSTCARDS.relative_to(PACKAGE)
+    eye = newest(run, "image_encoder")
     pipe = StableDiffusionPipeline(
-        vae=newest_vae(run),
-        text_encoder=CLIPTextModel.from_pretrained(run / "unet" / "text_encoder"),
+        vae=AutoencoderKL.from_pretrained(newest(run, "vae")),
+        text_encoder=CLIPTextModel.from_pretrained(newest(run, "text_encoder")),
+        image_encoder=eye and CLIPVisionModelWithProjection.from_pretrained(eye),
         tokenizer=CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(run / "unet" / "unet"),
+        unet=UNet2DConditionModel.from_pretrained(newest(run, "unet")),
         scheduler=unet.make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -238,12 +257,18 @@ def pack(run: Path, folder: Path) -> None:
     pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
     # Made anew from vocab.json and merges.txt when the folder is loaded.
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    trained_judge = run / judge.WEIGHTS.name
+    if trained_judge.exists():
+        target = package / judge.WEIGHTS.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained_judge, target)
 
 
 PARTS: dict[str, Callable[[Accelerator, argparse.Namespace], None]] = {
     "vae": train_vae,
-    "clip": train_clip,
+    "clip": partial(train_clip, part="clip"),
     **{f"unet-{lesson}": partial(train_unet, lesson=lesson) for lesson in world.LESSONS},
+    "clip-image": partial(train_clip, part="clip-image"),
     "judge": train_judge,
 }
 

@@ -4,32 +4,63 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+WIDTH = 128  # of the text encoder, and of the space in which pictures and captions meet
 
 
-def make_clip() -> CLIPModel:
-    """Return an untrained CLIP: 77 tokens of CLIP's vocabulary, 128 × 128 pictures, both small."""
-    text = CLIPTextConfig(
-        vocab_size=49_408, hidden_size=128, intermediate_size=512, projection_dim=128,
+def make_text_encoder() -> CLIPTextModel:
+    """Return an untrained text encoder: 77 tokens of CLIP's vocabulary, four layers."""
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=49_408, hidden_size=WIDTH, intermediate_size=512,
         num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=77,
         bos_token_id=49_406, eos_token_id=49_407, pad_token_id=49_407,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=192, intermediate_size=768, projection_dim=128, num_hidden_layers=4,
+    ))  # fmt: skip
+
+
+def make_image_encoder() -> CLIPVisionModelWithProjection:
+    """Return an untrained image encoder: 128 × 128 pictures in patches of 16 × 16, four layers."""
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(
+        hidden_size=192, intermediate_size=768, projection_dim=WIDTH, num_hidden_layers=4,
         num_attention_heads=6, image_size=128, patch_size=16,
-    )  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
+    ))  # fmt: skip
 
 
-def clip_loss(clip: torch.nn.Module, batch: dict, tokenizer: CLIPTokenizer) -> torch.Tensor:
+class Contrast(torch.nn.Module):
+    """Both encoders as one: (pictures, token ids) -> how well each picture fits each caption.
+
+    CLIP projects both sides into a common space. Ours projects pictures into the text encoder's
+    own, so that both encoders are complete models which diffusers and transformers know.
+    """
+
+    def __init__(
+        self, text_encoder: CLIPTextModel, image_encoder: CLIPVisionModelWithProjection
+    ) -> None:
+        super().__init__()
+        self.text_encoder, self.image_encoder = text_encoder, image_encoder
+        self.log_scale = torch.nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return scaled cosines, (N, M), of pictures (N, 3, 128, 128) and captions (M, L)."""
+        pictures = F.normalize(self.image_encoder(pixels).image_embeds, dim=-1)
+        texts = F.normalize(self.text_encoder(ids).pooler_output, dim=-1)
+        return self.log_scale.exp().clamp(max=100) * pictures @ texts.T
+
+
+def clip_loss(model: torch.nn.Module, batch: dict, tokenizer: CLIPTokenizer) -> torch.Tensor:
     """Cross-entropy of picture against caption and caption against picture, a scalar.
 
     Each picture must find its caption among all the batch's captions *and* all its near misses.
     """
     captions = [*batch["caption"], *batch["wrong_caption"]]  # 2B
-    tokens = tokenizer(captions, padding=True, return_tensors="pt").to(batch["pixels"].device)
-    out = clip(pixel_values=batch["pixels"], **tokens)
-    logits = out.logits_per_image.float()  # (B, 2B)
+    ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids
+    logits = model(batch["pixels"], ids.to(batch["pixels"].device)).float()  # (B, 2B)
     count = len(logits)
     answers = torch.arange(count, device=logits.device)
     per_text = logits[:, :count].T  # (B, B): the near misses have no picture
@@ -37,7 +68,19 @@ def clip_loss(clip: torch.nn.Module, batch: dict, tokenizer: CLIPTokenizer) -> t
 
 
 @torch.no_grad()
-def neutralise_unused_words(clip: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> int:
+def tell_apart(model: Contrast, examples: list[dict], tokenizer: CLIPTokenizer) -> float:
+    """Return how often a picture fits its caption better than the near miss (0 to 1)."""
+    pixels = torch.stack([example["pixels"] for example in examples])
+    captions = [example[kind] for kind in ("caption", "wrong_caption") for example in examples]
+    ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids
+    right, wrong = model(pixels, ids).unflatten(1, (2, -1)).diagonal(dim1=0, dim2=2)
+    return (right > wrong).float().mean().item()
+
+
+@torch.no_grad()
+def neutralise_unused_words(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]
+) -> int:
     """Give every token that no caption holds the same vector, the mean of those that were used.
 
     A word never trained then does no harm, and the file compresses well.
@@ -47,6 +90,6 @@ def neutralise_unused_words(clip: CLIPModel, tokenizer: CLIPTokenizer, captions:
     """
     used = torch.zeros(len(tokenizer), dtype=torch.bool)
     used[torch.tensor(sorted({i for ids in tokenizer(captions).input_ids for i in ids}))] = True
-    weight = clip.text_model.get_input_embeddings().weight
+    weight = text_encoder.get_input_embeddings().weight
     weight[~used.to(weight.device)] = weight[used.to(weight.device)].mean(dim=0)
     return int(used.sum())

@@ -46,16 +46,26 @@ class Postcards(Dataset):
         return world.caption(scene, rng), world.caption(near_miss(scene, rng), rng)
 
     def __getitem__(self, index: int) -> dict:
+        pixels = np.asarray(render(self.scene(index)), dtype=np.float32) / 127.5 - 1
+        caption, wrong_caption = self.captions(index)
+        return {
+            "pixels": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),  # (3, 128, 128)
+            "caption": caption,
+            "wrong_caption": wrong_caption,
+        }
+
+
+class MaskedPostcards(Postcards):
+    """The same pictures without captions, each with a mask of what stands before the background."""
+
+    def __getitem__(self, index: int) -> dict:
         scene = self.scene(index)
         picture, behind = (np.asarray(image) for image in (render(scene), background(scene)))
         pixels = torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
         subject = torch.from_numpy((picture != behind).any(axis=2)).float()
-        caption, wrong_caption = self.captions(index)
         return {
             "pixels": pixels.contiguous(),  # (3, 128, 128) in [-1, 1]
             "subject": subject[None],  # (1, 128, 128): 1 at sprites and their shadows, else 0
-            "caption": caption,
-            "wrong_caption": wrong_caption,
         }
 
 
