@@ -141,7 +141,8 @@ def memory(pipe: StableDiffusionPipeline, prompts: int, training: int, guidance:
     latents = torch.cat([encode_image(pipe, render(s), sample=False) for s in scenes])
     renders = decode_latents(pipe, latents).float().cpu() * 2 - 1
 
-    scenes = [Postcards(training).scene(i) for i in range(training)]
+    trained_on = Postcards(training)
+    scenes = [trained_on.scene(i) for i in range(training)]
     seen = (true_renders(scenes[i : i + 256]) for i in range(0, training, 256))
     distances = nearest(torch.cat([drawn, renders]), seen)
     to_drawn, to_renders = distances.split(prompts)

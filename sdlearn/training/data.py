@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageFilter
+from PIL import Image, ImageFilter
 from torch.utils.data import Dataset
 
 from sdlearn.postcards import world
@@ -46,10 +46,9 @@ class Postcards(Dataset):
         return world.caption(scene, rng), world.caption(near_miss(scene, rng), rng)
 
     def __getitem__(self, index: int) -> dict:
-        pixels = np.asarray(render(self.scene(index)), dtype=np.float32) / 127.5 - 1
         caption, wrong_caption = self.captions(index)
         return {
-            "pixels": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),  # (3, 128, 128)
+            "pixels": pixels_of(render(self.scene(index))),
             "caption": caption,
             "wrong_caption": wrong_caption,
         }
@@ -60,13 +59,16 @@ class MaskedPostcards(Postcards):
 
     def __getitem__(self, index: int) -> dict:
         scene = self.scene(index)
-        picture, behind = (np.asarray(image) for image in (render(scene), background(scene)))
-        pixels = torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
-        subject = torch.from_numpy((picture != behind).any(axis=2)).float()
-        return {
-            "pixels": pixels.contiguous(),  # (3, 128, 128) in [-1, 1]
-            "subject": subject[None],  # (1, 128, 128): 1 at sprites and their shadows, else 0
-        }
+        pixels, behind = pixels_of(render(scene)), pixels_of(background(scene))
+        # (1, 128, 128): 1 at sprites and their shadows, else 0
+        subject = (pixels != behind).any(dim=0, keepdim=True).float()
+        return {"pixels": pixels, "subject": subject}
+
+
+def pixels_of(picture: Image.Image) -> torch.Tensor:
+    """Return a picture as a tensor, (3, 128, 128) in [-1, 1]."""
+    pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 class JudgedPictures(Dataset):
