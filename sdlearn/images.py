@@ -117,19 +117,24 @@ def ssim(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> float:
     a, b = _pair(a, b)
     if min(a.shape[-2:]) < window:
         raise ValueError(f"pictures of {tuple(a.shape[-2:])} pixels are smaller than {window}")
-    places = torch.arange(window, dtype=a.dtype) - window // 2
+    return float(ssim_map(a, b, window, sigma).mean())
+
+
+def ssim_map(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
+    """Return the structural similarity at every place, (B, 3, H - 10, W - 10): see ``ssim``."""
+    places = torch.arange(window, dtype=a.dtype, device=a.device) - window // 2
     line = torch.exp(-places.square() / (2 * sigma**2))
     weights = torch.outer(line, line)[None, None] / line.sum() ** 2  # (1, 1, 11, 11), sum 1
 
     def average(x: Tensor) -> Tensor:
-        return F.conv2d(x.flatten(0, 1)[:, None], weights)  # (3B, 1, H - 10, W - 10)
+        return F.conv2d(x.flatten(0, 1)[:, None], weights).unflatten(0, x.shape[:2])
 
     mean_a, mean_b = average(a), average(b)
     var_a, var_b = average(a * a) - mean_a**2, average(b * b) - mean_b**2
     covariance = average(a * b) - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2  # They keep the quotients steady where the pictures are flat or dark.
     brightness = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return float((brightness * (2 * covariance + c2) / (var_a + var_b + c2)).mean())
+    return brightness * (2 * covariance + c2) / (var_a + var_b + c2)
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,17 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import seeded
+from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer
 
 import sdlearn
-from sdlearn.postcards.judge import agrees, load_judge
-from sdlearn.postcards.tasks import TASKS, scenes_for
-from sdlearn.postcards.world import sentence
-from sdlearn.training import clip, unet, vae
+from sdlearn.postcards.evaluate import measure
+from sdlearn.postcards.judge import load_judge
+from sdlearn.postcards.render import boxes
+from sdlearn.postcards.tasks import TASKS
+from sdlearn.postcards.world import COLOURS, NATURAL, RELATIONS, SUBJECTS
+from sdlearn.training import clip, places, unet, vae
 from sdlearn.training.data import POSTCARDS, MaskedPostcards, Postcards
 from sdlearn.training.loop import learning_rate_at, train
 
@@ -77,6 +79,7 @@ import sys, time
 from pathlib import Path
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 from sdlearn.training.loop import train
 
@@ -125,8 +128,13 @@ def test_every_loss_is_finite_and_reaches_every_weight():
     encoder = vae.Autoencode(vae.make_vae())
     matcher = clip.Contrast(clip.make_text_encoder(), clip.make_image_encoder())
     predictor = unet.TextToNoise(clip.make_text_encoder().train(), unet.make_unet())
+    reader = places.Reader(clip.make_text_encoder())
+    described = places.Captions(Postcards(4))
+    assert any(described[i]["subjects"].max() >= 0 for i in range(4))  # a pair among them
+    captions = next(iter(DataLoader(described, 4)))
     ids = torch.randint(49_408, (4, 77))
     losses = {
+        reader: places.places_loss(reader, captions, tokenizer, clip.make_text_encoder()),
         encoder: vae.vae_loss(encoder, masked),
         matcher: clip.clip_loss(matcher, batch, tokenizer),
         predictor: unet.unet_loss(predictor, unet.make_scheduler(), torch.randn(4, 4, 16, 16), ids),
@@ -161,6 +169,21 @@ def test_telling_captions_from_near_misses_is_counted_right():
     assert clip.tell_apart(Knows(), examples, tokenizer) == 0.75
 
 
+def test_the_text_encoder_is_asked_what_the_picture_shows():
+    pairs = [scene for i in range(60) if (scene := Postcards(60).scene(i)).second is not None]
+    assert {scene.relation for scene in pairs} == set(RELATIONS)
+    for scene in pairs:
+        axis = 1 if scene.relation in ("left of", "right of") else 2  # x or y in a box
+        drawn = [box[0] for box in sorted(boxes(scene), key=lambda box: box[axis])]
+        expected = [None, None, *drawn] if axis == 2 else [*drawn, None, None]
+        for thing, subject, colour in zip(expected, *places.what_stands_where(scene)):
+            assert subject == (list(SUBJECTS).index(thing.subject) if thing else places.NOTHING)
+            shades = (NATURAL, *COLOURS)
+            assert colour == (shades.index(thing.colour) if thing else places.UNASKED)
+    alone = next(scene for i in range(60) if (scene := Postcards(60).scene(i)).second is None)
+    assert set(sum(places.what_stands_where(alone), [])) == {places.UNASKED}
+
+
 def retrain(folder, *arguments):
     command = [sys.executable, "-m", "sdlearn.training", *arguments, "--folder", str(folder)]
     subprocess.run(command, check=True, timeout=600)
@@ -180,19 +203,26 @@ def test_the_whole_chain_makes_a_model_that_loads(tmp_path):
     assert pipe("a red cat", num_inference_steps=2, output_type="pt").images.isfinite().all()
 
 
+def test_a_decoder_learns_on_and_leaves_the_latents_as_they_were(tmp_path):
+    small = ("--max-steps", "2", "--pictures", "8", "--batch-size", "4")
+    retrain(tmp_path, "vae", "--further", "--freeze-encoder", *small)
+    before, after = (
+        AutoencoderKL.from_pretrained(f / "vae") for f in (POSTCARDS, tmp_path / "model")
+    )
+    changed = {name for name, weight in before.named_parameters()
+               if not torch.equal(weight, after.get_parameter(name))}  # fmt: skip
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+
+
 def test_two_minutes_of_training_lower_the_loss_and_raise_the_judges_score(tmp_path):
     # The U-Net begins with random weights, and learns places and times first.
     shutil.copytree(POSTCARDS / "text_encoder", tmp_path / "model" / "text_encoder")
     pipe, judge = sdlearn.load("postcards"), load_judge()
-    scenes = scenes_for(TASKS[1], 32, 0, easy=True)
-    options = {"num_inference_steps": 10, "guidance_scale": 2.0, "output_type": "pt"}
+    settings = {"prompts": 32, "seeds": 1, "guidance": 2.0, "steps": 10, "easy": True}
 
     def score():
-        generators = [seeded(i) for i in range(len(scenes))]
-        prompts = [sentence(scene) for scene in scenes]
-        pictures = pipe(prompts, generator=generators, **options).images
-        found = [agrees(read, scene) for read, scene in zip(judge.read(pictures * 2 - 1), scenes)]
-        return sum(each["setting"] + each["time"] for each in found)  # of 64
+        rows = measure(pipe, judge, TASKS[1], **settings)
+        return rows["setting"]["all"][0] + rows["time of day"]["all"][0]  # of 64
 
     torch.manual_seed(0)
     pipe.unet = unet.make_unet().eval()

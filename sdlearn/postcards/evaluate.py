@@ -54,6 +54,7 @@ def draw(
     control: str,
     seed: int,
     guidance: float,
+    steps: int = 20,
 ) -> torch.Tensor:
     """Draw a picture for each scene, (B, 3, 128, 128) in [-1, 1]."""
     if pipe is None:
@@ -65,7 +66,7 @@ def draw(
         prompts = [""] * len(prompts)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     scale = 1.0 if control == "guidance off" else guidance
-    settings = {"num_inference_steps": 20, "guidance_scale": scale, "output_type": "pt"}
+    settings = {"num_inference_steps": steps, "guidance_scale": scale, "output_type": "pt"}
     return pipe(prompts, generator=generators, **settings).images * 2 - 1
 
 
@@ -78,6 +79,7 @@ def measure(
     seeds: int,
     control: str = "none",
     guidance: float = 5.0,
+    steps: int = 20,
     easy: bool = False,
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Return (right, drawn) for each row of a task: all scenes, and seen and held-out ones apart.
@@ -89,7 +91,7 @@ def measure(
     for seed in range(seeds):
         for start in range(0, len(scenes), BATCH):
             batch = scenes[start : start + BATCH]
-            pictures = draw(pipe, batch, control, 10_000 * seed + start, guidance)
+            pictures = draw(pipe, batch, control, 10_000 * seed + start, guidance, steps)
             found = [agrees(read, scene) for read, scene in zip(judge.read(pictures), batch)]
             answers += zip(batch, found)
 
@@ -195,7 +197,7 @@ def main() -> None:
         return sheet(pipe, args.guidance).savefig(args.sheet, dpi=100)
     if pipe is not None and args.memory:
         return print(memory(pipe, args.prompts, args.memory, args.guidance))
-    print(f"{args.prompts} prompts x {args.seeds} seeds a row, control: {args.control}\n")
+    print(f"{args.prompts} prompts of each kind x {args.seeds} seeds, control: {args.control}\n")
     print("| | all | seen | held out |\n|---|---|---|---|")
     judge = load_judge()
     for task in TASKS[:2] if args.easy else TASKS:

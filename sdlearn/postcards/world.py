@@ -23,7 +23,6 @@ SUBJECTS = {
 }  # fmt: skip
 # A quarter of them, of every sort: what training begins with.
 FIRST_SUBJECTS = ("cat", "dog", "owl", "fish", "car", "boat", "house", "tree", "apple")
-LESSONS = ("easy", "single", "all")  # Training goes through them in this order.
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 NATURAL = "natural"
 SETTINGS = ("beach", "meadow", "desert", "snow", "sea", "space", "city", "forest")
@@ -139,13 +138,15 @@ def sample_training_scene(rng: random.Random, lesson: str = "all") -> Scene:
     """Draw a scene none of whose combinations is held out.
 
     Lesson "easy" shows one thing, one of the ``FIRST_SUBJECTS`` and not small: shapes first.
-    "single" shows one thing, whatever it is; "all" everything, and most often what is hardest.
+    "single" shows one thing, whatever it is; "pairs" two things in a relation; "all" everything,
+    and most often what is hardest.
     """
     while True:
         scene = sample_scene(rng, (2, 1, 3))
         single = scene.second is None and scene.count == 1
         easy = single and scene.size != "small" and scene.first.subject in FIRST_SUBJECTS
-        if not is_held_out(scene) and {"easy": easy, "single": single, "all": True}[lesson]:
+        fits = {"easy": easy, "single": single, "pairs": scene.second is not None, "all": True}
+        if not is_held_out(scene) and fits[lesson]:
             return scene
 
 

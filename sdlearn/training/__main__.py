@@ -1,19 +1,21 @@
 """Train postcards: ``python -m sdlearn.training``, or one part: ``... vae --minutes 60``.
 
 The parts in order: ``vae``, ``clip``, the U-Net's lessons ``unet-easy`` (one thing, of a few
-subjects), ``unet-single`` (one thing) and ``unet-all`` (everything), ``clip-image`` (the image
-encoder again, since the U-Net's lessons go on training the text encoder), ``judge`` (which measures
-the result), ``pack`` (write the diffusers folder). What is trained lies in ``--folder``/model, each
-part under its name in the pipeline. Each goes on from its last checkpoint under ``--folder`` when
-there is one; a part whose minutes are spent is done. ``accelerate launch -m
-sdlearn.training`` uses several GPUs or machines; ``torchrun --nproc-per-node 2 -m
-sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one process
-with as many threads.
+subjects) and ``unet-single`` (one thing), ``places`` (the text encoder learns what stands where,
+from captions alone), ``unet-pairs`` (two things, at timesteps at which noise hides which is where),
+``unet-all`` (everything), ``clip-image`` (the image encoder again, since the text encoder has
+changed), ``judge`` (which measures the result), ``pack`` (write the diffusers folder). What is
+trained lies in ``--folder``/model, each part under its name in the pipeline. Each goes on from its
+last checkpoint under ``--folder`` when there is one; a part whose minutes are spent is done.
+``accelerate launch -m sdlearn.training`` uses several GPUs or machines; ``torchrun --nproc-per-node
+2 -m sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one
+process with as many threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import shutil
 from collections.abc import Callable
@@ -31,15 +33,15 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 import sdlearn
 from sdlearn.images import psnr, ssim
 from sdlearn.postcards import judge, world
-from sdlearn.training import clip, unet, vae
+from sdlearn.training import clip, places, unet, vae
 from sdlearn.training.data import POSTCARDS, JudgedPictures, MaskedPostcards, Postcards
 from sdlearn.training.loop import train
 
 PACKAGE = Path(sdlearn.__file__).parent
 MAX_SHARD = "15MB"
 MINUTES = {  # On two CPU cores.
-    "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "unet-all": 120,
-    "clip-image": 15, "judge": 15,
+    "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "places": 5, "unet-pairs": 30,
+    "unet-all": 180, "clip-image": 15, "judge": 15,
 }  # fmt: skip
 
 
@@ -57,6 +59,9 @@ def main() -> None:
     parser.add_argument("--further", action="store_true", help="start from the shipped weights")
     parser.add_argument(
         "--freeze-text", action="store_true", help="leave the text encoder as it is"
+    )
+    parser.add_argument(
+        "--freeze-encoder", action="store_true", help="VAE: leave the latents as they are"
     )
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
@@ -107,6 +112,9 @@ def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the VAE; then scale its latents to unit variance."""
     folder = newest(args.folder, "vae", shipped=args.further)
     model = AutoencoderKL.from_pretrained(folder) if folder else vae.make_vae()
+    if args.freeze_encoder:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
     batches = loader(args, MaskedPostcards(args.pictures), 4)
     train(accelerator, vae.Autoencode(model), batches, vae.vae_loss, **options(args, "vae", 1.5e-3))
     if not accelerator.is_main_process:
@@ -114,13 +122,31 @@ def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     model = model.to("cpu")
     unseen = Postcards(64, first_seed=10**9)
     pixels = torch.stack([unseen[i]["pixels"] for i in range(64)])
-    vae.normalise_latents(model, pixels)
+    if not args.freeze_encoder:
+        vae.normalise_latents(model, pixels)
     with torch.no_grad():
         decoded = model.decode(model.encode(pixels).latent_dist.mean).sample
     before, after = (pixels / 2 + 0.5, (decoded / 2 + 0.5).clamp(0, 1))
     quality = f"{psnr(before, after):.1f} dB, SSIM {ssim(before, after):.3f}"
     print(f"VAE round-trip of unseen pictures: {quality}")
     model.save_pretrained(args.folder / "model" / "vae")
+
+
+def train_places(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Teach the text encoder what stands where, without its other states changing much."""
+    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
+    text_encoder = load_text_encoder(args)
+    before = copy.deepcopy(text_encoder).to(accelerator.device)
+    model = places.Reader(text_encoder)
+    data = places.Captions(Postcards(args.pictures))
+    loss = partial(places.places_loss, tokenizer=tokenizer, before=before)
+    train(accelerator, model, loader(args, data, 64), loss, **options(args, "places", 5e-4))
+    if not accelerator.is_main_process:
+        return
+    unseen = places.Captions(Postcards(256, first_seed=10**9))
+    share = places.right_places(model.to("cpu"), [unseen[i] for i in range(256)], tokenizer)
+    print(f"text encoder: {share:.2f} of unseen captions' subjects read at their places")
+    text_encoder.save_pretrained(args.folder / "model" / "text_encoder")
 
 
 def train_clip(accelerator: Accelerator, args: argparse.Namespace, part: str) -> None:
@@ -202,13 +228,14 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace, lesson: str) 
     """
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
     scheduler = unet.make_scheduler()
+    first_timestep = unet.FIRST_HIDDEN_TIMESTEP if lesson == "pairs" else 0
     latents = cached_latents(accelerator, args, lesson)
     data = Latents(latents, Postcards(len(latents), lesson=lesson))
 
     def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
         padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         ids = tokenizer(batch["caption"], **padded).input_ids.to(accelerator.device)
-        return unet.unet_loss(model, scheduler, batch["latents"], ids)
+        return unet.unet_loss(model, scheduler, batch["latents"], ids, first_timestep)
 
     folder = newest(args.folder, "unet", shipped=args.further)
     denoiser = UNet2DConditionModel.from_pretrained(folder) if folder else unet.make_unet()
@@ -267,7 +294,11 @@ def pack(run: Path, package: Path) -> None:
 PARTS: dict[str, Callable[[Accelerator, argparse.Namespace], None]] = {
     "vae": train_vae,
     "clip": partial(train_clip, part="clip"),
-    **{f"unet-{lesson}": partial(train_unet, lesson=lesson) for lesson in world.LESSONS},
+    "unet-easy": partial(train_unet, lesson="easy"),
+    "unet-single": partial(train_unet, lesson="single"),
+    "places": train_places,
+    "unet-pairs": partial(train_unet, lesson="pairs"),
+    "unet-all": partial(train_unet, lesson="all"),
     "clip-image": partial(train_clip, part="clip-image"),
     "judge": train_judge,
 }

@@ -10,6 +10,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 CAPTION_DROPOUT = 0.1  # Ho & Salimans 2022: the share of empty prompts that guidance needs.
+# From here on noise hides what stands where, and only the prompt can tell: lesson "pairs".
+FIRST_HIDDEN_TIMESTEP = 600
 SNR_GAMMA = 5.0  # Hang et al. 2023, "min-SNR": easy timesteps do not drown the others.
 
 
@@ -60,7 +62,11 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def unet_loss(
-    model: torch.nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, ids: torch.Tensor
+    model: torch.nn.Module,
+    scheduler: DDIMScheduler,
+    latents: torch.Tensor,
+    ids: torch.Tensor,
+    first_timestep: int = 0,
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise, weighted by signal-to-noise ratio; a scalar.
 
@@ -72,10 +78,11 @@ def unet_loss(
         scheduler: holds the noise schedule.
         latents: (B, 4, h, w), unit variance.
         ids: the captions' tokens, (B, 77).
+        first_timestep: the least noisy timestep that is trained.
     """
     noise = torch.randn_like(latents)
     count = scheduler.config.num_train_timesteps
-    timesteps = torch.randint(count, (len(latents),), device=latents.device)  # (B,)
+    timesteps = torch.randint(first_timestep, count, (len(latents),), device=latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     noise_pred = model(noisy, timesteps, ids).float()
     alphas = scheduler.alphas_cumprod.to(latents.device)[timesteps]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL
 
+from sdlearn.images import ssim_map
+
 SUBJECT_WEIGHT = 4.0  # Backgrounds are large and smooth, subjects small and what one looks at.
 LATENT_NOISE = 0.1  # Of the latents' spread: the U-Net's latents are never exact, so be tolerant.
 KL_WEIGHT = 1e-6  # Per latent element: barely a pull towards N(0, 1), as in Rombach et al.
@@ -33,7 +35,7 @@ def gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """L1 + L2 + image gradients, more where a subject stands, + a small KL; a scalar."""
+    """L1 + L2 + image gradients, more where a subject stands, + 1 - SSIM + a small KL; a scalar."""
     pixels = batch["pixels"]  # (B, 3, H, W) in [-1, 1]
     weight = 1 + SUBJECT_WEIGHT * batch["subject"]  # (B, 1, H, W)
     weight = weight / weight.mean()
@@ -42,6 +44,7 @@ def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
     across, down = gradients(error)
     loss = (weight * (error.abs() + error.square())).mean()
     loss = loss + (weight[..., 1:] * across.abs()).mean() + (weight[..., 1:, :] * down.abs()).mean()
+    loss = loss + 1 - ssim_map(decoded / 2 + 0.5, pixels / 2 + 0.5).mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return loss + KL_WEIGHT * kl
 
