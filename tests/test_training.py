@@ -79,7 +79,6 @@ import sys, time
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 from sdlearn.training.loop import train
 

@@ -1,9 +1,9 @@
 """Teach the text encoder what stands where, from captions alone.
 
-Contrastive training leaves text encoders with little sense of word order (Yuksekgonul et al. 2023,
-"When and why vision-language models behave like bags-of-words"), and predicting noise did not teach
-it either: after 100,000 pictures, half of them pairs, "a cat left of a dog" and "a dog left of a
-cat" gave the U-Net the same loss. Asked outright, the text encoder learns it in some 600 batches.
+Contrastive training leaves text encoders with little sense of word order (Yuksekgonul et al. 2022,
+arXiv 2210.01936: they behave "like bags-of-words"), and predicting noise did not teach it either:
+after 100,000 pictures, half of them pairs, "a cat left of a dog" and "a dog left of a cat" gave the
+U-Net the same loss. Asked outright, the text encoder learns it in some 600 batches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Train the VAE: pictures to latents and back.
 
-Source: Kingma and Welling (2013); Rombach et al. (2022), section 3.1.
+Source: Kingma and Welling (2013); Rombach et al. (2022), section 3.1; SSIM as a loss: Zhao et al.
+(2017), "Loss Functions for Image Restoration With Neural Networks".
 """
 
 from __future__ import annotations
