@@ -15,10 +15,10 @@ from transformers import CLIPTokenizer
 
 import sdlearn
 from sdlearn.postcards.evaluate import measure
-from sdlearn.postcards.judge import load_judge
+from sdlearn.postcards.judge import NAMES, SHADES, load_judge
 from sdlearn.postcards.render import boxes
 from sdlearn.postcards.tasks import TASKS
-from sdlearn.postcards.world import COLOURS, NATURAL, RELATIONS, SUBJECTS
+from sdlearn.postcards.world import RELATIONS
 from sdlearn.training import clip, places, unet, vae
 from sdlearn.training.data import POSTCARDS, MaskedPostcards, Postcards
 from sdlearn.training.loop import learning_rate_at, train
@@ -176,9 +176,8 @@ def test_the_text_encoder_is_asked_what_the_picture_shows():
         drawn = [box[0] for box in sorted(boxes(scene), key=lambda box: box[axis])]
         expected = [None, None, *drawn] if axis == 2 else [*drawn, None, None]
         for thing, subject, colour in zip(expected, *places.what_stands_where(scene)):
-            assert subject == (list(SUBJECTS).index(thing.subject) if thing else places.NOTHING)
-            shades = (NATURAL, *COLOURS)
-            assert colour == (shades.index(thing.colour) if thing else places.UNASKED)
+            assert subject == (NAMES.index(thing.subject) if thing else places.NOTHING)
+            assert colour == (SHADES.index(thing.colour) if thing else places.UNASKED)
     alone = next(scene for i in range(60) if (scene := Postcards(60).scene(i)).second is None)
     assert set(sum(places.what_stands_where(alone), [])) == {places.UNASKED}
 

@@ -13,27 +13,29 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdlearn.postcards.world import COLOURS, NATURAL, SIDES, SUBJECTS, Scene
+from sdlearn.postcards.judge import NAMES, SHADES
+from sdlearn.postcards.world import SIDES, Scene
 from sdlearn.training.data import Postcards
 
 PLACES = ("on the left", "on the right", "at the top", "at the bottom")
-NOTHING = len(SUBJECTS)  # stands at two of the four places
+NOTHING = len(NAMES)  # stands at two of the four places
+ANSWERS = (len(NAMES) + 1, len(SHADES))  # to each question: which subject, which colour
 UNASKED = -100  # the target that PyTorch's cross-entropy leaves out
 
 
 def what_stands_where(scene: Scene) -> tuple[list[int], list[int]]:
     """Return for each of the ``PLACES`` the number of the subject there, and of its colour.
 
-    ``UNASKED`` for all places unless two things stand in a relation, and for the colour of
-    ``NOTHING``. Colours count from the natural one, 0.
+    Both are numbered as the judge does. ``UNASKED`` for all places unless two things stand in a
+    relation, and for the colour of ``NOTHING``.
     """
     colours = [UNASKED] * len(PLACES)
     if scene.second is None or scene.relation is None:
         return [UNASKED] * len(PLACES), colours
     subjects = [NOTHING] * len(PLACES)
     for thing, side in zip((scene.first, scene.second), SIDES[scene.relation]):
-        subjects[PLACES.index(side)] = list(SUBJECTS).index(thing.subject)
-        colours[PLACES.index(side)] = (NATURAL, *COLOURS).index(thing.colour)
+        subjects[PLACES.index(side)] = NAMES.index(thing.subject)
+        colours[PLACES.index(side)] = SHADES.index(thing.colour)
     return subjects, colours
 
 
@@ -72,7 +74,7 @@ class Reader(torch.nn.Module):
             torch.nn.LayerNorm(width),
             torch.nn.Linear(width, 2 * width),
             torch.nn.GELU(),
-            torch.nn.Linear(2 * width, len(SUBJECTS) + 1 + len(COLOURS) + 1),
+            torch.nn.Linear(2 * width, sum(ANSWERS)),
         )
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -80,9 +82,7 @@ class Reader(torch.nn.Module):
         states = self.text_encoder(ids)[0]  # (B, L, D)
         questions = self.questions.expand(len(ids), -1, -1)
         found, _ = self.attention(questions, states, states, need_weights=False)
-        subjects, colours = self.answer(questions + found).split(
-            (len(SUBJECTS) + 1, len(COLOURS) + 1), dim=-1
-        )
+        subjects, colours = self.answer(questions + found).split(ANSWERS, dim=-1)
         return subjects, colours, states
 
 
