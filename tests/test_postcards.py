@@ -131,8 +131,8 @@ def test_training_data_depends_on_the_index_alone():
 @torch.no_grad()
 def test_the_prompt_decides_which_of_two_things_stands_where(postcards):
     # At t = 900 noise hides the picture, so that only the words can tell.
-    unseen = Postcards(100, first_seed=10**9)
-    pairs = [scene for i in range(100) if (scene := unseen.scene(i)).second is not None][:32]
+    unseen = Postcards(200, first_seed=10**9)
+    pairs = [scene for i in range(200) if (scene := unseen.scene(i)).second is not None][:32]
     swapped = [replace(scene, first=scene.second, second=scene.first) for scene in pairs]
     pixels = true_renders(pairs) / 2 + 0.5
     latents = sdlearn.encode_image(postcards, pixels, sample=False)

@@ -23,6 +23,8 @@ SUBJECTS = {
 }  # fmt: skip
 # A quarter of them, of every sort: what training begins with.
 FIRST_SUBJECTS = ("cat", "dog", "owl", "fish", "car", "boat", "house", "tree", "apple")
+# Those that the model learnt last, of many small parts or much like another: shown more often.
+HARD_SUBJECTS = ("train", "castle", "turtle", "whale", "butterfly", "duck")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 NATURAL = "natural"
 SETTINGS = ("beach", "meadow", "desert", "snow", "sea", "space", "city", "forest")
@@ -113,14 +115,19 @@ def is_held_out(scene: Scene) -> bool:
     return triple or any(is_held_out_pair(thing) for thing in things)
 
 
-def sample_scene(rng: random.Random, weights: tuple[int, int, int] = (3, 1, 2)) -> Scene:
-    """Draw a scene: a single subject, several of one, or two in a relation, so often each."""
+def sample_scene(
+    rng: random.Random, weights: tuple[int, int, int] = (3, 1, 2), natural: int = 2
+) -> Scene:
+    """Draw a scene: a single subject, several of one, or two in a relation, so often each.
+
+    The natural colour of a thing is ``natural`` times as frequent as any of the eight others.
+    """
     kind = rng.choices(("single", "several", "two"), weights)[0]
     first, second = rng.sample(list(SUBJECTS), 2)
     setting = rng.choice(SETTINGS)
 
     def thing(subject: str) -> Thing:
-        return Thing(subject, rng.choice((NATURAL, NATURAL, *COLOURS)))
+        return Thing(subject, rng.choice((NATURAL,) * natural + COLOURS))
 
     return Scene(
         first=thing(first),
@@ -138,15 +145,18 @@ def sample_training_scene(rng: random.Random, lesson: str = "all") -> Scene:
     """Draw a scene none of whose combinations is held out.
 
     Lesson "easy" shows one thing, one of the ``FIRST_SUBJECTS`` and not small: shapes first.
-    "single" shows one thing, whatever it is; "pairs" two things in a relation; "all" everything,
-    and most often what is hardest.
+    "single" shows one thing, whatever it is; "pairs" two things in a relation; "all" everything.
+    What is hardest to draw comes most often: natural colours, several on one thing, and the
+    ``HARD_SUBJECTS``: only two in five of all scenes without one of them are kept.
     """
     while True:
-        scene = sample_scene(rng, (2, 1, 3))
+        scene = sample_scene(rng, (4, 1, 3), natural=6)
         single = scene.second is None and scene.count == 1
         easy = single and scene.size != "small" and scene.first.subject in FIRST_SUBJECTS
         fits = {"easy": easy, "single": single, "pairs": scene.second is not None, "all": True}
-        if not is_held_out(scene) and fits[lesson]:
+        shown = {thing.subject for thing in (scene.first, scene.second) if thing}
+        kept = not shown.isdisjoint(HARD_SUBJECTS) or rng.random() < 0.4
+        if not is_held_out(scene) and fits[lesson] and kept:
             return scene
 
 
