@@ -98,8 +98,9 @@ def load(
             raise
         name, note = fallback, str(error)
         pipe = _read(name, dtype, safety_checker)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.requires_grad_(False)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
     pipe.to(where)
     print(f"sdlearn: {name} on {where} in {str(dtype).removeprefix('torch.')} ({note})")
     return pipe

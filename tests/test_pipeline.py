@@ -61,6 +61,7 @@ def test_postcards_is_an_ordinary_folder(postcards):
     assert type(postcards) is StableDiffusionPipeline
     assert same_weights(plain, postcards)
     assert type(plain.scheduler) is type(postcards.scheduler)
+    assert not any(weight.requires_grad for weight in postcards.image_encoder.parameters())
 
 
 def test_folder(folder, random_pipe, capfd):

@@ -14,6 +14,7 @@ from sdlearn.postcards import world
 from sdlearn.postcards.evaluate import true_renders
 from sdlearn.postcards.render import RAMPS, SIZE, boxes, render, sprite
 from sdlearn.postcards.world import Scene, Thing
+from sdlearn.training import clip
 from sdlearn.training.data import Postcards, near_miss
 
 
@@ -145,3 +146,15 @@ def test_the_prompt_decides_which_of_two_things_stands_where(postcards):
         return (predicted - noise).square().mean(dim=(1, 2, 3))
 
     assert (errors(pairs) < errors(swapped)).sum() >= 26  # By chance: one time in 3,700.
+
+
+@torch.no_grad()
+def test_the_image_encoder_knows_which_caption_belongs_to_a_picture(postcards):
+    unseen = Postcards(128, first_seed=10**9)
+    examples = [unseen[i] for i in range(128)]
+    model = clip.Contrast(postcards.text_encoder, postcards.image_encoder)
+    pixels = torch.stack([example["pixels"] for example in examples])
+    ids = postcards.tokenizer([e["caption"] for e in examples], padding=True, return_tensors="pt")
+    best = model(pixels, ids.input_ids)[0].argmax(dim=1)
+    assert (best == torch.arange(128)).float().mean() > 0.5  # By chance: 0.01.
+    assert clip.tell_apart(model, examples, postcards.tokenizer) > 0.7  # By chance: 0.5.

@@ -161,11 +161,23 @@ def test_telling_captions_from_near_misses_is_counted_right():
         def forward(self, pixels, ids):
             right = torch.eye(len(pixels))
             right[0] = 0  # the first picture fits its near miss better
-            return torch.cat([right, torch.eye(len(pixels)) * 0.5], dim=1)
+            return torch.cat([right, torch.eye(len(pixels)) * 0.5], dim=1), None
 
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
     examples = [Postcards(4)[i] for i in range(4)]
     assert clip.tell_apart(Knows(), examples, tokenizer) == 0.75
+
+
+def test_clip_is_held_near_the_states_it_had_before():
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
+    batch = next(iter(DataLoader(Postcards(4), 4)))
+    model = clip.Contrast(clip.make_text_encoder(), clip.make_image_encoder()).eval()
+    free = clip.clip_loss(model, batch, tokenizer)
+    held = clip.clip_loss(model, batch, tokenizer, before=model.text_encoder)
+    moved = clip.clip_loss(model, batch, tokenizer, before=clip.make_text_encoder().eval())
+    assert torch.equal(held, free)
+    assert moved > free + 1
 
 
 def test_the_text_encoder_is_asked_what_the_picture_shows():

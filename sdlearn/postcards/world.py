@@ -150,7 +150,7 @@ def sample_training_scene(rng: random.Random, lesson: str = "all") -> Scene:
     ``HARD_SUBJECTS``: only two in five of all scenes without one of them are kept.
     """
     while True:
-        scene = sample_scene(rng, (4, 1, 3), natural=6)
+        scene = sample_scene(rng, (6, 1, 3), natural=4)
         single = scene.second is None and scene.count == 1
         easy = single and scene.size != "small" and scene.first.subject in FIRST_SUBJECTS
         fits = {"easy": easy, "single": single, "pairs": scene.second is not None, "all": True}

@@ -3,10 +3,10 @@
 The parts in order: ``vae``, ``clip``, the U-Net's lessons ``unet-easy`` (one thing, of a few
 subjects) and ``unet-single`` (one thing), ``places`` (the text encoder learns what stands where,
 from captions alone), ``unet-pairs`` (two things, at timesteps at which noise hides which is where),
-``unet-all`` (everything), ``clip-image`` (the image encoder again, since the text encoder has
-changed), ``judge`` (which measures the result), ``pack`` (write the diffusers folder). What is
-trained lies in ``--folder``/model, each part under its name in the pipeline. Each goes on from its
-last checkpoint under ``--folder`` when there is one; a part whose minutes are spent is done.
+``unet-all`` (everything), ``clip-again`` (both encoders, since the text encoder has changed),
+``judge`` (which measures the result), ``pack`` (write the diffusers folder). What is trained lies
+in ``--folder``/model, each part under its name in the pipeline. Each goes on from its last
+checkpoint under ``--folder`` when there is one; a part whose minutes are spent is done.
 ``accelerate launch -m sdlearn.training`` uses several GPUs or machines; ``torchrun --nproc-per-node
 2 -m sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one
 process with as many threads.
@@ -41,7 +41,7 @@ PACKAGE = Path(sdlearn.__file__).parent
 MAX_SHARD = "15MB"
 MINUTES = {  # On two CPU cores.
     "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "places": 5, "unet-pairs": 30,
-    "unet-all": 180, "clip-image": 15, "judge": 15,
+    "unet-all": 180, "clip-again": 15, "judge": 15,
 }  # fmt: skip
 
 
@@ -150,9 +150,10 @@ def train_places(accelerator: Accelerator, args: argparse.Namespace) -> None:
 
 
 def train_clip(accelerator: Accelerator, args: argparse.Namespace, part: str) -> None:
-    """Train CLIP, or with "clip-image" its image encoder alone: the U-Net changed the other one.
+    """Train CLIP from nothing ("clip"), or both encoders once more ("clip-again").
 
-    All words that the text encoder never saw get one neutral vector.
+    The U-Net and ``places`` have changed the text encoder since, and rely on what it says now: it
+    stays close to that. From nothing, all words it never saw get one neutral vector.
     """
     tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
     folder = newest(args.folder, "image_encoder", shipped=args.further)
@@ -161,10 +162,11 @@ def train_clip(accelerator: Accelerator, args: argparse.Namespace, part: str) ->
         if folder
         else clip.make_image_encoder()
     )
-    text_encoder = load_text_encoder(args).requires_grad_(part == "clip" and not args.freeze_text)
+    text_encoder = load_text_encoder(args).requires_grad_(not args.freeze_text)
+    before = copy.deepcopy(text_encoder).to(accelerator.device) if part == "clip-again" else None
     model = clip.Contrast(text_encoder, image_encoder)
     data = Postcards(args.pictures)
-    loss = partial(clip.clip_loss, tokenizer=tokenizer)
+    loss = partial(clip.clip_loss, tokenizer=tokenizer, before=before)
     train(accelerator, model, loader(args, data, 128), loss, **options(args, part, 8e-4))
     if not accelerator.is_main_process:
         return
@@ -299,7 +301,7 @@ PARTS: dict[str, Callable[[Accelerator, argparse.Namespace], None]] = {
     "places": train_places,
     "unet-pairs": partial(train_unet, lesson="pairs"),
     "unet-all": partial(train_unet, lesson="all"),
-    "clip-image": partial(train_clip, part="clip-image"),
+    "clip-again": partial(train_clip, part="clip-again"),
     "judge": train_judge,
 }
 

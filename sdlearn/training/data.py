@@ -98,7 +98,8 @@ class JudgedPictures(Dataset):
 def near_miss(scene: world.Scene, rng: random.Random) -> world.Scene:
     """Change one thing about a scene: the hard negative of contrastive training.
 
-    Two subjects swap colours or places; a single one changes its colour, number, place or time.
+    Two subjects swap colours or places; a single one becomes another, or changes its colour,
+    number, place or time.
     """
     replace = dataclasses.replace
     if scene.second is not None:
@@ -111,7 +112,10 @@ def near_miss(scene: world.Scene, rng: random.Random) -> world.Scene:
     def other(values: tuple, current: object) -> Any:
         return rng.choice([value for value in values if value != current])
 
-    change = rng.choice(("colour", "colour", "count", "setting", "time"))
+    change = rng.choice(("subject", "subject", "colour", "colour", "count", "setting", "time"))
+    if change == "subject":
+        subject = other(tuple(world.SUBJECTS), scene.first.subject)
+        return replace(scene, first=replace(scene.first, subject=subject))
     if change == "colour":
         colour = other(world.COLOURS, scene.first.colour)
         return replace(scene, first=replace(scene.first, colour=colour))
