@@ -210,6 +210,7 @@ def test_the_whole_chain_makes_a_model_that_loads(tmp_path):
     assert max(path.stat().st_size for path in folder.rglob("*")) < 16 * 2**20
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.rglob("*.json"))
     assert (tmp_path / "package" / "postcards" / "judge.safetensors").exists()
+    assert sdlearn.tokenize(pipe, "a red cat").ids[:5].tolist() == [49406, 320, 736, 2368, 49407]
     assert pipe("a red cat", num_inference_steps=2, output_type="pt").images.isfinite().all()
 
 

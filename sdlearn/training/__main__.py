@@ -284,8 +284,10 @@ def pack(run: Path, package: Path) -> None:
     for part in (pipe.vae, pipe.unet):
         part.register_to_config(_name_or_path="postcards")  # not the folder it was trained in
     pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
-    # Made anew from vocab.json and merges.txt when the folder is loaded.
+    # transformers writes tokenizer.json alone; it is made anew from CLIP's own two files.
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    if folder.resolve() != POSTCARDS.resolve():
+        shutil.copytree(POSTCARDS / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     trained_judge = run / judge.WEIGHTS.name
     if trained_judge.exists():
         target = package / judge.WEIGHTS.relative_to(PACKAGE)
