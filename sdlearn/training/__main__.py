@@ -163,7 +163,8 @@ def train_clip(accelerator: Accelerator, args: argparse.Namespace, part: str) ->
         else clip.make_image_encoder()
     )
     text_encoder = load_text_encoder(args).requires_grad_(not args.freeze_text)
-    before = copy.deepcopy(text_encoder).to(accelerator.device) if part == "clip-again" else None
+    held = part == "clip-again" and not args.freeze_text
+    before = copy.deepcopy(text_encoder).to(accelerator.device) if held else None
     model = clip.Contrast(text_encoder, image_encoder)
     data = Postcards(args.pictures)
     loss = partial(clip.clip_loss, tokenizer=tokenizer, before=before)

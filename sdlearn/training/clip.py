@@ -80,11 +80,14 @@ def clip_loss(
     answers = torch.arange(count, device=logits.device)
     per_text = logits[:, :count].T  # (B, B): the near misses have no picture
     loss = (F.cross_entropy(logits, answers) + F.cross_entropy(per_text, answers)) / 2
-    if before is None:
-        return loss
+    return loss if before is None else loss + CLOSENESS * moved(states, ids, before)
+
+
+def moved(states: torch.Tensor, ids: torch.Tensor, before: CLIPTextModel) -> torch.Tensor:
+    """Mean squared distance of a text encoder's states from those of ``before``, a scalar."""
     with torch.no_grad():
         states_before = before(ids)[0]
-    return loss + CLOSENESS * F.mse_loss(states.float(), states_before.float())
+    return F.mse_loss(states.float(), states_before.float())
 
 
 @torch.no_grad()

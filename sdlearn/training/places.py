@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdlearn.postcards.judge import NAMES, SHADES
 from sdlearn.postcards.world import SIDES, Scene
+from sdlearn.training.clip import moved
 from sdlearn.training.data import Postcards
 
 PLACES = ("on the left", "on the right", "at the top", "at the bottom")
@@ -97,12 +98,10 @@ def places_loss(
     device = batch["subjects"].device
     ids = tokenizer(batch["caption"], padding=True, return_tensors="pt").input_ids.to(device)
     subjects, colours, states = model(ids)
-    with torch.no_grad():
-        states_before = before(ids)[0]
     return (
         _cross_entropy(subjects, batch["subjects"])
         + _cross_entropy(colours, batch["colours"])
-        + F.mse_loss(states.float(), states_before.float())
+        + moved(states, ids, before)
     )
 
 
