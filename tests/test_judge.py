@@ -1,11 +1,13 @@
 """The judge reads true renders right, and the measure built on it can fail."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import sdlearn
 from sdlearn.postcards import evaluate, tasks, world
 from sdlearn.postcards.judge import Found, Reading, agrees, load_judge
 from sdlearn.postcards.world import Scene, Thing
@@ -60,6 +62,23 @@ def test_every_row_of_the_table_is_right_for_true_renders(task):
     right, drawn = min(shares["all"] for shares in rows.values())
     assert drawn == 32
     assert right >= 31
+
+
+def test_the_judge_takes_pictures_to_its_own_precision():
+    pictures, judge = evaluate.true_renders(tasks.scenes_for(tasks.TASKS[4], 8, 0)), load_judge()
+    readings = judge.read(pictures)
+    assert judge.read(pictures.half()) == readings
+    assert judge.double().read(pictures) == readings
+
+
+def test_a_model_in_another_precision_is_measured_by_a_judge_in_single(monkeypatch):
+    # Double: in half precision a picture takes half a minute on a CPU.
+    pipe = sdlearn.load("postcards", device="cpu", dtype=torch.float64)
+    rows = evaluate.measure(pipe, load_judge(), tasks.TASKS[1], prompts=2, seeds=1, steps=10)
+    assert rows["colour"]["all"] == (2, 2)
+    monkeypatch.setattr(evaluate, "draw", partial(evaluate.draw, steps=1))
+    assert "nearer to one of 4 training pictures" in evaluate.memory(pipe, 1, 4, 5.0)
+    assert len(evaluate.sheet(pipe, 5.0, each=1).axes) >= len(tasks.TASKS)
 
 
 def test_prompts_name_everything():

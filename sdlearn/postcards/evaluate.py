@@ -4,6 +4,8 @@
 lets the judge read the pictures, and prints how often each attribute is as asked, with 95 % Wilson
 intervals (Wilson 1927). ``--control`` breaks the link between prompt and picture in a known way.
 ``--memory`` compares the pictures with those it was trained on; ``--sheet`` shows them, unselected.
+
+The model draws on any device and in any precision. From then on pictures are float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
@@ -21,12 +22,12 @@ from matplotlib.figure import Figure
 
 from sdlearn import decode_latents, encode_image, load, to_pil
 from sdlearn.postcards import world
+from sdlearn.postcards.data import Postcards, pixels_of
 from sdlearn.postcards.judge import Judge, agrees, load_judge
 from sdlearn.postcards.render import render
 from sdlearn.postcards.tasks import TASKS, Task, scenes_for
 from sdlearn.postcards.world import Scene
 from sdlearn.show import pictures
-from sdlearn.training.data import Postcards
 
 BATCH = 16
 CONTROLS = ("none", "shuffled prompts", "empty prompt", "guidance off", "true renders")
@@ -43,8 +44,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 def true_renders(scenes: list[Scene]) -> torch.Tensor:
     """Return the scenes as drawn by code, (B, 3, 128, 128) in [-1, 1]."""
-    pixels = np.stack([np.asarray(render(scene), dtype=np.float32) for scene in scenes])
-    return torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2)
+    return torch.stack([pixels_of(render(scene)) for scene in scenes])
 
 
 @torch.no_grad()
@@ -56,7 +56,10 @@ def draw(
     guidance: float,
     steps: int = 20,
 ) -> torch.Tensor:
-    """Draw a picture for each scene, (B, 3, 128, 128) in [-1, 1]."""
+    """Draw a picture for each scene, (B, 3, 128, 128) in [-1, 1], float32 on the CPU.
+
+    Without a pipeline they are true renders.
+    """
     if pipe is None:
         return true_renders(scenes)
     prompts = [world.sentence(scene) for scene in scenes]
@@ -67,7 +70,7 @@ def draw(
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     scale = 1.0 if control == "guidance off" else guidance
     settings = {"num_inference_steps": steps, "guidance_scale": scale, "output_type": "pt"}
-    return pipe(prompts, generator=generators, **settings).images * 2 - 1
+    return pipe(prompts, generator=generators, **settings).images.float().cpu() * 2 - 1
 
 
 def measure(
@@ -117,8 +120,8 @@ def nearest(pictures: torch.Tensor, others: Iterable[torch.Tensor]) -> torch.Ten
     copy that is a little sharper or softer stays a copy.
 
     Args:
-        pictures: (B, 3, 128, 128) in [-1, 1].
-        others: batches of the same shape.
+        pictures: (B, 3, 128, 128) in [-1, 1], float32 on the CPU.
+        others: batches of the same kind.
     """
 
     def small(batch: torch.Tensor) -> torch.Tensor:
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100, help="for each kind of scene")
     parser.add_argument("--seeds", type=int, default=4, help="pictures for each prompt")
     parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--device", help="default: $SDLEARN_DEVICE, else the GPU if there is one")
     parser.add_argument(
         "--easy",
         action="store_true",
@@ -192,7 +196,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, metavar="PICTURES", help="... of the training set")
     parser.add_argument("--sheet", type=Path, metavar="FILE.jpg")
     args = parser.parse_args()
-    pipe = None if args.control == "true renders" else load("postcards")
+    pipe = None if args.control == "true renders" else load("postcards", device=args.device)
     if pipe is not None and args.sheet:
         return sheet(pipe, args.guidance).savefig(args.sheet, dpi=100)
     if pipe is not None and args.memory:

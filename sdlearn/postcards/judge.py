@@ -76,8 +76,8 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def read(self, pixels: Tensor) -> list[Reading]:
-        """Read pictures, (B, 3, 128, 128) in [-1, 1]."""
-        cells, whole = self(pixels)
+        """Read pictures, (B, 3, 128, 128) in [-1, 1], of any device and precision."""
+        cells, whole = self(pixels.to(self.cells.weight))
         centre, subject, colour = cells.split(PARTS, dim=1)
         heat = centre.sigmoid()
         # Two subjects stand at least five cells apart, so a peak is the strongest of its 3 × 3.

@@ -43,6 +43,8 @@ SIDES = {
 SYNONYMS = {"cat": ["kitten"], "dog": ["puppy"], "rabbit": ["bunny"], "horse": ["pony"],
             "boat": ["sailboat"], "car": ["automobile"], "robot": ["android"],
             "tulip": ["flower"], "bird": ["songbird"], "train": ["locomotive"]}  # fmt: skip
+# What a thing is besides: of a duck it is not false to say "a bird".
+ALSO = {"duck": "bird", "owl": "bird", "penguin": "bird"}
 PLURALS = {"fish": "fish", "butterfly": "butterflies", "bus": "buses", "pony": "ponies",
            "puppy": "puppies", "bunny": "bunnies", "fox": "foxes", "cactus": "cacti"}  # fmt: skip
 PLACES = {
@@ -180,11 +182,17 @@ def noun_phrase(
     return " ".join([article, *words])
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
+def caption(scene: Scene, rng: random.Random, *, keep: str | None = None) -> str:
     """Put a scene into words; setting, time and size are each left out at times.
 
-    A colour is always named unless it is the natural one, so that a prompt without a colour
-    means the natural colour.
+    A colour is named unless it is the natural one, so that a prompt without a colour means the
+    natural colour. One caption in twenty is the subject alone: it may leave out the colour, too.
+
+    Args:
+        scene: what the words describe.
+        rng: chooses among them.
+        keep: what must be said: "subject", "colour", "count", "places", "setting" or "time"
+            (which space does not have).
     """
     size = scene.size if rng.random() < 0.7 else "medium"
     subject = noun_phrase(scene.first, rng, count=scene.count, size=size)
@@ -198,12 +206,12 @@ def caption(scene: Scene, rng: random.Random) -> str:
         else:
             side = f"to the {relation}" if relation.endswith(" of") else relation
             subject += f" {rng.choice([relation, side, side])} {other}"
-    if rng.random() < 0.05:  # One-word prompts work too.
+    if rng.random() < 0.05 and keep is None:  # One-word prompts work too.
         return scene.first.subject if scene.second is None and scene.count == 1 else subject
     parts = []
-    if rng.random() < 0.8:
+    if rng.random() < 0.8 or keep == "setting":
         parts.append(rng.choice(PLACES[scene.setting]))
-    if rng.random() < 0.7 and scene.setting != "space":
+    if (rng.random() < 0.7 or keep == "time") and scene.setting != "space":
         parts.append(rng.choice(MOMENTS[scene.time]))
     if parts and rng.random() < 0.15:
         return f"{' '.join(parts)}, {subject}"

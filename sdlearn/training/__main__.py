@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -33,11 +34,12 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 import sdlearn
 from sdlearn.images import psnr, ssim
 from sdlearn.postcards import judge, world
+from sdlearn.postcards.data import JudgedPictures, MaskedPostcards, Postcards
 from sdlearn.training import clip, places, unet, vae
-from sdlearn.training.data import POSTCARDS, JudgedPictures, MaskedPostcards, Postcards
 from sdlearn.training.loop import train
 
 PACKAGE = Path(sdlearn.__file__).parent
+POSTCARDS = PACKAGE / "models" / "postcards"
 MAX_SHARD = "15MB"
 MINUTES = {  # On two CPU cores.
     "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "places": 5, "unet-pairs": 30,
@@ -69,8 +71,10 @@ def main() -> None:
     for part in PARTS if args.part == "all" else [args.part]:
         if part in PARTS:
             # CPUs without bfloat16 instructions imitate them, at half the speed of float32.
-            precision = "bf16" if torch.cuda.is_available() else "no"
-            accelerator = Accelerator(mixed_precision=precision)
+            on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+            accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
+            if args.pictures < accelerator.num_processes:
+                parser.error(f"--pictures {args.pictures}: give each process at least one")
             set_seed(0, device_specific=True)
             PARTS[part](accelerator, args)
             accelerator.wait_for_everyone()  # The next part reads what the first process writes.
@@ -186,7 +190,7 @@ def train_clip(accelerator: Accelerator, args: argparse.Namespace, part: str) ->
 @torch.no_grad()
 def cached_latents(accelerator: Accelerator, args: argparse.Namespace, lesson: str) -> torch.Tensor:
     """Return the latents of a lesson's pictures, (N, 4, 16, 16); encode them the first time."""
-    file = args.folder / f"latents-{lesson}.safetensors"
+    file = args.folder / f"latents-{lesson}-{args.pictures}.safetensors"
     if not file.exists():
         model = AutoencoderKL.from_pretrained(newest(args.folder, "vae")).to(accelerator.device)
         data = Postcards(args.pictures, lesson=lesson)
@@ -202,7 +206,9 @@ def cached_latents(accelerator: Accelerator, args: argparse.Namespace, lesson: s
         if accelerator.is_main_process:
             latents = latents.unflatten(0, (count, -1)).transpose(0, 1)  # back into order
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"latents": latents.flatten(0, 1).contiguous()}, file)
+            beside = file.with_suffix(".new")
+            save_file({"latents": latents.flatten(0, 1).contiguous()}, beside)
+            os.replace(beside, file)  # Killed before, the next run encodes them again.
     accelerator.wait_for_everyone()
     return load_file(file)["latents"]
 

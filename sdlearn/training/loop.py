@@ -6,16 +6,22 @@ the minutes run out, so that a run of any length ends well.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
+
+from sdlearn.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+EMA_DECAY = 0.999  # Of the average of the weights: the closer to 1, the longer it remembers.
+SAVE_SECONDS = 240  # Between checkpoints.
 
 
 def learning_rate_at(progress: float) -> float:
@@ -25,9 +31,42 @@ def learning_rate_at(progress: float) -> float:
 
 
 def endless(loader: DataLoader) -> Iterator[dict]:
-    """Yield batches for ever, epoch after epoch."""
+    """Yield batches for ever, epoch after epoch.
+
+    Raises:
+        ValueError: the loader has none, since ``drop_last`` leaves out a batch that is not full.
+    """
+    if len(loader) == 0:
+        count, size = len(loader.dataset), loader.batch_sampler.batch_size  # type: ignore[arg-type, union-attr]
+        raise ValueError(
+            f"{count} examples do not fill a batch of {size} in every process; "
+            "take more of them (--pictures), or smaller batches (--batch-size)"
+        )
     while True:
         yield from loader
+
+
+def until_time_is_up(
+    accelerator: Accelerator, loader: DataLoader, progress: Progress, seconds: float
+) -> Iterator[dict]:
+    """Yield batches until the run has taken ``seconds`` in all; keep the time in ``progress``."""
+    now = time.monotonic()
+    for batch in endless(loader):
+        if progress.seconds >= seconds:
+            return
+        yield batch
+        now, before = time.monotonic(), now
+        # A pause of the whole process is no training time.
+        spent = torch.tensor(progress.seconds + min(now - before, 10.0), device=accelerator.device)
+        # Several processes go by one clock, so that they save and stop at the same step.
+        progress.seconds = float(accelerator.reduce(spent, "mean"))
+
+
+def report(accelerator: Accelerator, progress: Progress) -> None:
+    """Print a line every hundred steps."""
+    if progress.losses and not progress.recent:
+        minutes, loss = progress.seconds / 60, progress.losses[-1]
+        accelerator.print(f"{minutes:6.1f} min  step {progress.step:6d}  loss {loss:.4f}")
 
 
 def train(
@@ -39,10 +78,8 @@ def train(
     folder: Path,
     minutes: float,
     learning_rate: float = 1e-3,
-    ema_decay: float = 0.999,
     max_steps: int | None = None,
-    save_seconds: float = 240,
-) -> list[float]:
+) -> None:
     """Train until ``minutes`` have passed in all; leave the averaged weights in ``model``.
 
     Args:
@@ -53,60 +90,36 @@ def train(
         folder: the checkpoint; a run that finds one there goes on from it.
         minutes: wall-clock time, that of earlier runs with the same folder included.
         learning_rate: the highest, before the schedule's factor.
-        ema_decay: of the average of the weights; the closer to 1, the longer it remembers.
         max_steps: stop after so many steps of this call (for tests).
-        save_seconds: time between checkpoints.
 
-    Returns:
-        The mean loss of every hundred steps.
+    Raises:
+        ValueError: no batch in the loader, or fewer than there are processes.
     """
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
-    ema = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(parameters, decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
-    progress_file = folder / "progress.json"
-    spent, step, losses = 0.0, 0, []
-    if progress_file.exists():
-        saved = json.loads(progress_file.read_text())
-        spent, step, losses = saved["seconds"], saved["step"], saved["losses"]
-        accelerator.load_state(str(folder))
-
-    def save() -> None:
-        accelerator.save_state(str(folder))
-        if accelerator.is_main_process:
-            saved = {"seconds": spent, "step": step, "losses": losses}
-            progress_file.write_text(json.dumps(saved))
+    progress = load_checkpoint(accelerator, folder)
+    saved, seconds = replace(progress), 60 * minutes
 
     model.train()
-    now = last_save = time.monotonic()
-    recent, first_step = [], step
-    for batch in endless(loader):
-        if spent >= minutes * 60 or (max_steps is not None and step - first_step >= max_steps):
-            break
+    for batch in islice(until_time_is_up(accelerator, loader, progress, seconds), max_steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_at(spent / (minutes * 60))
+            group["lr"] = learning_rate * learning_rate_at(progress.seconds / seconds)
         loss = loss_function(trained, batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         ema.step(parameters)
-        recent.append(float(loss.detach()))
-        step += 1
-        now, before = time.monotonic(), now
-        spent += min(now - before, 10.0)  # A pause of the whole process is no training time.
-        # Several processes go by one clock, so that they stop at the same step.
-        spent = float(accelerator.reduce(torch.tensor(spent, device=accelerator.device), "mean"))
-        if len(recent) == 100:
-            losses.append(sum(recent) / len(recent))
-            recent = []
-            accelerator.print(f"{spent / 60:6.1f} min  step {step:6d}  loss {losses[-1]:.4f}")
-        if now - last_save > save_seconds:
-            save()
-            last_save = now
-    save()
+        progress.count(float(loss.detach()))
+        report(accelerator, progress)
+        if progress.seconds - saved.seconds > SAVE_SECONDS:
+            save_checkpoint(accelerator, folder, progress)
+            saved = replace(progress)
+    if progress.step > saved.step:  # Else it would write over the checkpoint that counts.
+        save_checkpoint(accelerator, folder, progress)
     ema.copy_to(parameters)
     model.eval()
-    return losses

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdlearn.postcards.data import Postcards
 from sdlearn.postcards.judge import NAMES, SHADES
 from sdlearn.postcards.world import SIDES, Scene
 from sdlearn.training.clip import moved
-from sdlearn.training.data import Postcards
 
 PLACES = ("on the left", "on the right", "at the top", "at the bottom")
 NOTHING = len(NAMES)  # stands at two of the four places

@@ -1,10 +1,10 @@
-"""Training pictures and captions, drawn when asked for: picture i is the same on every machine."""
+"""Pictures and captions, drawn when asked for: picture i is the same on every machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,6 @@ from torch.utils.data import Dataset
 from sdlearn.postcards import world
 from sdlearn.postcards.judge import target
 from sdlearn.postcards.render import background, render
-
-POSTCARDS = Path(__file__).parents[1] / "models" / "postcards"
 
 
 class Postcards(Dataset):
@@ -40,10 +38,12 @@ class Postcards(Dataset):
         return world.sample_training_scene(rng, self.lesson)
 
     def captions(self, index: int) -> tuple[str, str]:
-        """Return the caption of item ``index``, and that of a near miss."""
+        """Return the caption of item ``index``, and one that says something false of it."""
         rng = random.Random(f"caption {self.first_seed + index}")
         scene = self.scene(index)
-        return world.caption(scene, rng), world.caption(near_miss(scene, rng), rng)
+        caption = world.caption(scene, rng)
+        wrong, change = near_miss(scene, rng)
+        return caption, world.caption(wrong, rng, keep=change)
 
     def __getitem__(self, index: int) -> dict:
         caption, wrong_caption = self.captions(index)
@@ -95,29 +95,37 @@ class JudgedPictures(Dataset):
         return {"pixels": pixels.permute(2, 0, 1).contiguous(), **target(scene)}
 
 
-def near_miss(scene: world.Scene, rng: random.Random) -> world.Scene:
+def near_miss(scene: world.Scene, rng: random.Random) -> tuple[world.Scene, str]:
     """Change one thing about a scene: the hard negative of contrastive training.
 
     Two subjects swap colours or places; a single one becomes another, or changes its colour,
-    number, place or time.
+    number, place or time. Space has no time to change.
+
+    Returns:
+        The changed scene, and what was changed: "colour", "places", "subject", "count",
+        "setting" or "time".
     """
     replace = dataclasses.replace
     if scene.second is not None:
         first, second = scene.first, scene.second
         if first.colour != second.colour and rng.random() < 0.5:
             swapped = replace(first, colour=second.colour), replace(second, colour=first.colour)
-            return replace(scene, first=swapped[0], second=swapped[1])
-        return replace(scene, first=second, second=first)
+            return replace(scene, first=swapped[0], second=swapped[1]), "colour"
+        return replace(scene, first=second, second=first), "places"
 
-    def other(values: tuple, current: object) -> Any:
-        return rng.choice([value for value in values if value != current])
+    def other(values: Iterable, *current: object) -> Any:
+        return rng.choice([value for value in values if value not in current])
 
-    change = rng.choice(("subject", "subject", "colour", "colour", "count", "setting", "time"))
+    changes = ["subject", "subject", "colour", "colour", "count", "setting"]
+    if scene.setting != "space":
+        changes.append("time")
+    change = rng.choice(changes)
     if change == "subject":
-        subject = other(tuple(world.SUBJECTS), scene.first.subject)
-        return replace(scene, first=replace(scene.first, subject=subject))
+        subject = scene.first.subject
+        subject = other(world.SUBJECTS, subject, world.ALSO.get(subject))
+        return replace(scene, first=replace(scene.first, subject=subject)), change
     if change == "colour":
         colour = other(world.COLOURS, scene.first.colour)
-        return replace(scene, first=replace(scene.first, colour=colour))
+        return replace(scene, first=replace(scene.first, colour=colour)), change
     values = {"count": (1, 2, 3, 4), "setting": world.SETTINGS, "time": world.TIMES}[change]
-    return replace(scene, **{change: other(values, getattr(scene, change))})
+    return replace(scene, **{change: other(values, getattr(scene, change))}), change

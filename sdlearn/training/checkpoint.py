@@ -1,0 +1,63 @@
+"""Where a run stands, on disk: what is needed to go on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what ``progress.json`` says.
+
+    Attributes:
+        seconds: the time trained.
+        step: how many steps.
+        losses: the mean loss of every hundred of them.
+        recent: the losses of the steps since.
+    """
+
+    seconds: float = 0.0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+    def count(self, loss: float) -> None:
+        """Count one step."""
+        self.step += 1
+        self.recent.append(loss)
+        if len(self.recent) == 100:
+            self.losses.append(sum(self.recent) / 100)
+            self.recent = []
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
+    """Put all that ``accelerator`` has prepared where the run in ``folder`` stopped, if any."""
+    file = folder / "progress.json"
+    if not file.exists():
+        return Progress()
+    progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
+    accelerator.load_state(str(folder / f"step-{progress.step}"))
+    return progress
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
+    """Save a run; killed at any moment, it goes on from this checkpoint or the one before.
+
+    Each has a folder of its own. Which one counts is said by ``progress.json``, which is replaced
+    when all else is written.
+    """
+    state = folder / f"step-{progress.step}"
+    accelerator.save_state(str(state))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        beside = folder / "progress.json.new"
+        beside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        os.replace(beside, folder / "progress.json")
+        for other in set(folder.glob("step-*")) - {state}:
+            shutil.rmtree(other)
