@@ -8,11 +8,13 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 
 # Try each by running it: a name on the PATH can be the wrong version or an empty shim.
-PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10 python; do \
-	$$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$name; break; }; done)
 
 .DEFAULT_GOAL := help
+# Half an environment would pass for a whole one on the second run.
+.DELETE_ON_ERROR:
 .PHONY: help lab test chapters bench retrain clean
 
 help: ## List these targets
@@ -41,12 +43,15 @@ clean: ## Remove the environment, the caches and the builds
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The chapters print the same text on every machine only with the same model,
-# and a test that reaches for the network would not pass on every machine.
+# on the same device, and a test that reaches for the network would not pass on every machine.
 test chapters bench: export SDLEARN_MODEL = postcards
+test chapters bench: export SDLEARN_DEVICE = cpu
 test chapters bench: export HF_HUB_OFFLINE = 1
 
 $(PY):
-	@test -n "$(PYTHON)" || { echo "sdlearn needs Python 3.10 to 3.13: make PYTHON=python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "sdlearn needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) lacks the venv module; on Debian and Ubuntu: sudo apt install $(notdir $(PYTHON))-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(PY)

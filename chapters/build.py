@@ -19,6 +19,10 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 
+# What pip installs where a chapter is opened without the repository, as on Colab: "git+https://...",
+# or "sdlearn" once that name on the package index is this project's. None: nothing yet.
+SOURCE: str | None = None
+
 CHAPTERS = Path(__file__).parent
 CELL_TIMEOUT = 180  # Seconds.
 MAX_BYTES = 1_500_000
@@ -30,6 +34,27 @@ PROGRESS_BAR = re.compile(r"\d%\|")
 IMAGE_WITHOUT_ALT = re.compile(r"!\[\s*\]\(|<img(?![^>]*\balt=['\"][^'\"])[^>]*>")
 
 EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=]+")
+
+IF_MISSING = 'import importlib.util\n\nif importlib.util.find_spec("sdlearn") is None:\n'
+STOP = """    raise ModuleNotFoundError(
+        "sdlearn is not installed. Get the whole repository of this book, and in its folder "
+        "run `pip install -e .`. For Colab, run `pip wheel --no-deps -w dist .` there, "
+        "upload the file that is then in `dist`, and `%pip install` it."
+    )"""
+
+
+def first_cell(source: str | None = SOURCE) -> str:
+    """Return the code every chapter begins with: without sdlearn it stops, or installs it."""
+    return IF_MISSING + (STOP if source is None else f"    %pip install --quiet {source}")
+
+
+def begin(notebook: NotebookNode) -> None:
+    """Make ``first_cell`` the first code cell of a notebook, in place of an older one."""
+    cells = notebook.cells
+    at = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
+    if at == len(cells) or not cells[at].source.startswith(IF_MISSING):
+        cells.insert(at, nbformat.v4.new_code_cell())
+    cells[at].source = first_cell()
 
 
 def execute(notebook: NotebookNode) -> NotebookNode:
@@ -86,6 +111,9 @@ def problems(path: str | Path) -> list[str]:
         found.append(f"is {path.stat().st_size / 1e6:.1f} MB, over {MAX_BYTES / 1e6} MB")
     if "widgets" in notebook.metadata:
         found.append("holds widget state, which GitHub refuses to show")
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    if code[:1] != [first_cell()]:
+        found.append("has another first code cell than `make chapters` writes")
     for number, cell in enumerate(notebook.cells):
         found += [f"cell {number} {problem}" for problem in _cell_problems(cell)]
     if not found and clean(notebook) != notebook:
@@ -154,13 +182,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="run nothing, only list problems")
     options = parser.parse_args(arguments)
     # A GPU or a cached Stable Diffusion must not change what the chapters print.
-    os.environ["SDLEARN_MODEL"] = "postcards"
+    os.environ |= {"SDLEARN_MODEL": "postcards", "SDLEARN_DEVICE": "cpu"}
     failed = False
     for path in _named(options.chapters):
         if not options.check:
             print(f"running {path.name}", flush=True)
+            notebook = nbformat.read(path, as_version=4)
+            begin(notebook)
             try:
-                notebook = execute(nbformat.read(path, as_version=4))
+                notebook = execute(notebook)
             except (CellExecutionError, CellTimeoutError) as error:
                 print(f"{path.name} was not written:\n{error}")
                 failed = True

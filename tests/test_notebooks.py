@@ -1,12 +1,17 @@
 """Every committed chapter is one that `make chapters` wrote, and a spoilt one is refused."""
 
+import importlib.util
+import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import nbformat
 import pytest
-from build import CHAPTERS, clean, execute, problems
+from build import CHAPTERS, begin, clean, execute, first_cell, problems
 from conftest import random_pipeline
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import v4
+from nbval.plugin import get_sanitize_patterns
 
 COMMITTED = sorted(CHAPTERS.glob("*.ipynb"))
 
@@ -36,9 +41,10 @@ def notebook():
         v4.new_notebook(
             cells=[
                 v4.new_markdown_cell("# One\n![a red cat](cat.png)"),
+                v4.new_code_cell(first_cell(), execution_count=7),
                 v4.new_code_cell(
                     "print(1)",
-                    execution_count=7,
+                    execution_count=8,
                     outputs=[v4.new_output("stream", name="stdout", text="1\n")],
                 ),
             ]
@@ -57,11 +63,11 @@ def test_a_clean_chapter_has_no_problems(tmp_path):
 
 
 def not_run(nb):
-    nb.cells[1].execution_count = None
+    nb.cells[2].execution_count = None
 
 
 def run_in_another_order(nb):
-    nb.cells[1].execution_count = 3
+    nb.cells[2].execution_count = 4
 
 
 def widget_state(nb):
@@ -70,35 +76,43 @@ def widget_state(nb):
 
 def widget_view(nb):
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "slider"}
-    nb.cells[1].outputs = [v4.new_output("display_data", data=view)]
+    nb.cells[2].outputs = [v4.new_output("display_data", data=view)]
 
 
 def error(nb):
-    nb.cells[1].outputs = [v4.new_output("error", ename="E", evalue="e", traceback=["E: e"])]
+    nb.cells[2].outputs = [v4.new_output("error", ename="E", evalue="e", traceback=["E: e"])]
 
 
 def printed_traceback(nb):
-    nb.cells[1].outputs[0].text = "Traceback (most recent call last):\n"
+    nb.cells[2].outputs[0].text = "Traceback (most recent call last):\n"
 
 
 def progress_bar(nb):
-    nb.cells[1].outputs = [v4.new_output("stream", name="stderr", text=" 10%|#   | 1/10")]
+    nb.cells[2].outputs = [v4.new_output("stream", name="stderr", text=" 10%|#   | 1/10")]
 
 
 def path_in_output(nb):
-    nb.cells[1].outputs[0].text = "/".join(["saved to ", "home", "ada", "cat.png"])
+    nb.cells[2].outputs[0].text = "/".join(["saved to ", "home", "ada", "cat.png"])
 
 
 def path_in_source(nb):
-    nb.cells[1].source = "open('" + "\\".join(["C:", "Users", "Ada", "cat.png"]) + "')"
+    nb.cells[2].source = "open('" + "\\".join(["C:", "Users", "Ada", "cat.png"]) + "')"
+
+
+def another_first_cell(nb):
+    nb.cells[1].source = first_cell("another")
+
+
+def no_first_cell(nb):
+    del nb.cells[1]
 
 
 def too_big(nb):
-    nb.cells[1].outputs[0].text = "1" * 1_500_001
+    nb.cells[2].outputs[0].text = "1" * 1_500_001
 
 
 def too_long(nb):
-    nb.cells[1].source = "\n".join(["print(1)"] * 16)
+    nb.cells[2].source = "\n".join(["print(1)"] * 16)
 
 
 def no_alt_text(nb):
@@ -106,16 +120,16 @@ def no_alt_text(nb):
 
 
 def picture_without_alt_text(nb):
-    nb.cells[1].outputs = [v4.new_output("display_data", data={"image/png": "iVBORw0KGgo="})]
+    nb.cells[2].outputs = [v4.new_output("display_data", data={"image/png": "iVBORw0KGgo="})]
 
 
 def html_picture_without_alt_text(nb):
     html = '<img width="9" src="data:image/png;base64,iVBORw0KGgo=">'
-    nb.cells[1].outputs = [v4.new_output("display_data", data={"text/html": html})]
+    nb.cells[2].outputs = [v4.new_output("display_data", data={"text/html": html})]
 
 
 def timestamps(nb):
-    nb.cells[1].metadata.execution = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
+    nb.cells[2].metadata.execution = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +144,8 @@ def timestamps(nb):
         (progress_bar, "progress bar"),
         (path_in_output, "absolute path"),
         (path_in_source, "absolute path"),
+        (another_first_cell, "first code cell"),
+        (no_first_cell, "first code cell"),
         (too_big, "over 1.5 MB"),
         (too_long, "16 lines"),
         (no_alt_text, "alt text"),
@@ -148,9 +164,44 @@ def test_cleaning_keeps_what_is_printed_and_drops_what_differs():
     nb = notebook()
     widget_state(nb)
     widget_view(nb)
-    nb.cells[1].outputs.append(v4.new_output("stream", name="stdout", text="1\n"))
+    nb.cells[2].outputs.append(v4.new_output("stream", name="stdout", text="1\n"))
     cleaned = clean(nb)
     assert "widgets" not in cleaned.metadata
-    assert cleaned.cells[1].outputs[0].data == {"text/plain": "slider"}
-    assert cleaned.cells[1].outputs[1].text == "1\n"
+    assert cleaned.cells[2].outputs[0].data == {"text/plain": "slider"}
+    assert cleaned.cells[2].outputs[1].text == "1\n"
     assert clean(cleaned) == cleaned
+
+
+@pytest.mark.parametrize("spoil", [another_first_cell, no_first_cell])
+def test_a_chapter_is_given_its_first_cell(spoil):
+    nb = notebook()
+    spoil(nb)
+    begin(nb)
+    assert [cell.source for cell in nb.cells[1:]] == [first_cell(), "print(1)"]
+
+
+def test_first_cell_stops_or_installs_only_where_sdlearn_is_missing(monkeypatch):
+    def magics(source: str | None) -> list[str]:
+        shell = Mock()
+        code = TransformerManager().transform_cell(first_cell(source))
+        exec(code, {"get_ipython": lambda: shell})
+        return [" ".join(call.args) for call in shell.run_line_magic.call_args_list]
+
+    assert magics(None) == magics("git+https://example.org/sdlearn") == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e \."):
+        magics(None)
+    assert magics("sdlearn") == ["pip install --quiet sdlearn"]
+
+
+def test_comparing_a_picture_ignores_its_width_and_not_its_alt_text():
+    patterns = get_sanitize_patterns((Path(__file__).parent / "nbval.cfg").read_text("utf-8"))
+
+    def compared(html: str) -> str:
+        for pattern, blank in patterns:
+            html = re.sub(pattern, blank, html)
+        return html
+
+    shown = '<img alt="a cat" width="791" src="data:image/png;base64,iVBO=">'
+    assert compared(shown) == compared(shown.replace("791", "792").replace("iVBO", "AAAA"))
+    assert compared(shown) != compared(shown.replace("a cat", "a dog"))
