@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 PROMPT = "a red cat on the beach at sunset"
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+UPGRADE = "try: pip install --upgrade sdlearn diffusers transformers peft"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,9 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default 0)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("postcard.png"), help="the picture's file (.png)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("postcard.png"), help="the picture's file")
     parser.add_argument(
         "--environment",
         action="store_true",
@@ -34,23 +36,49 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         draw(args)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"sdlearn: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("sdlearn: stopped; nothing was written", file=sys.stderr)
+        return 130
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"sdlearn: {reason(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Draw the picture and the filmstrip and write both."""
-    if not args.out.parent.is_dir():
-        raise ValueError(f"no folder {str(args.out.parent)!r} to write {args.out.name!r} to")
+    """Draw the picture and the filmstrip, and write both, or neither."""
+    folder, name, seed = args.out.parent, args.out.name, args.seed
+    if not folder.is_dir():
+        raise ValueError(f"no folder {str(folder)!r} to write {name!r} to")
+    if args.out.suffix.lower() not in FORMATS or args.out.is_dir():
+        raise ValueError(f"cannot write to {str(args.out)!r}; name a file in one of {[*FORMATS]}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"--seed must be from 0 to 2**64 - 1, got {seed}")
+    # Made before drawing, it shows that the folder can be written to.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".sdlearn-") as work:
+        files = name, f"{args.out.stem}-filmstrip.png"
+        write(args, *(Path(work) / file for file in files))
+        for file in files:
+            os.replace(Path(work) / file, folder / file)
+    print(f"picture:   {folder / files[0]}\nfilmstrip: {folder / files[1]}")
 
+
+def write(args: argparse.Namespace, picture: Path, strip: Path) -> None:
+    """Draw, and write the two files."""
     import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    from sdlearn import capture_attention, load, text_to_image
+    from sdlearn import capture_attention, load, text_to_image, tokenize
     from sdlearn.show import filmstrip
 
+    for log in (diffusers_logging, transformers_logging):
+        log.set_verbosity_error()
     pipe = load(args.model)
+    for text in (args.prompt, args.negative_prompt):
+        if cut := tokenize(pipe, text).truncated:
+            words = f"{' '.join(cut[:5])}{' …' if len(cut) > 5 else ''} ({len(cut)} words)"
+            print(f"sdlearn: too long for 77 tokens, cut off: {words}", file=sys.stderr)
     with capture_attention(pipe) as maps:
         trace = text_to_image(
             pipe,
@@ -60,10 +88,18 @@ def draw(args: argparse.Namespace) -> None:
             guidance_scale=args.guidance,
             generator=torch.Generator().manual_seed(args.seed),
         )
-    strip = args.out.with_name(f"{args.out.stem}-filmstrip.png")
-    trace.image.save(args.out)
+    trace.image.save(picture)
     filmstrip(pipe, trace, maps).savefig(strip, dpi=110)
-    print(f"picture:   {args.out}\nfilmstrip: {strip}")
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line what went wrong."""
+    root = error
+    while below := root.__cause__ or root.__context__:
+        root = below
+    if isinstance(root, ImportError):
+        return f"the installed packages do not fit together ({root}); {UPGRADE}"
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ stays the same bit for bit whatever kernel draws it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from sdlearn import checks
-from sdlearn.text import tokenize
+from sdlearn.text import find_word, tokenize
+from sdlearn.unet import text_start
 
 
 class AttentionMaps:
@@ -33,12 +35,13 @@ class AttentionMaps:
         self._pipe, self._max_pixels, self._keep_calls = pipe, max_pixels, keep_calls
         self._sums: dict[str, Tensor] = {}  # layer -> (B, 77, h, w)
         self._kept: list[dict[str, Tensor]] = []  # the same for each call, if asked for
+        self._pass: dict[str, Tensor] = {}  # the same for the call under way
         self._keys: dict[str, Tensor] = {}  # layer -> (B*heads, 77, d), equal at every step
-        self._encoded: list[tuple[Tensor, Tensor]] = []  # ids (B, 77), embeddings (B, 77, D)
-        self._ids: Tensor | None = None  # (B, 77)
+        self._encoded: list[tuple[Tensor, Tensor]] = []  # ids (N, 77), embeddings (N, 77, D)
         self._text = torch.empty(0)  # (B, 77, D), what the maps are about
         self._shape = torch.Size()  # (B or 2B, 4, h, w), what the U-Net was given
         self._start = 0  # first row of the text half
+        self._asked: list[float] = []  # the timestep of every call
 
     @property
     def layers(self) -> list[str]:
@@ -89,10 +92,11 @@ class AttentionMaps:
         """
         if not self._sums:
             raise ValueError(
-                "0 maps were captured; draw inside the with block, with a U-Net that is not "
-                "compiled and max_pixels above the size of its smallest layer"
+                "0 maps were captured; draw inside the with block and in its thread, with a U-Net "
+                "that is not compiled and max_pixels above the size of its smallest layer"
             )
-        positions = tokenize(self._pipe, prompt or self._prompt(index)).positions(word)
+        index = checks.whole("index", index, 0, len(self._text) - 1, "it counts the pictures")
+        positions = find_word(self._pipe, self._ids(index, prompt), word)
         height, width = (side * self._pipe.vae_scale_factor for side in self._shape[2:])
         total = torch.zeros(height, width)
         for name in self.layers if layer is None else [layer]:
@@ -102,40 +106,62 @@ class AttentionMaps:
         low, high = total.aminmax()
         return (total - low) / (high - low).clamp(min=1e-12)
 
-    def _prompt(self, index: int) -> str:
-        """Return the prompt that was encoded during the capture, in lower case."""
-        if self._ids is not None:
-            text = self._pipe.tokenizer.decode(self._ids[index], skip_special_tokens=True)
-            if torch.equal(tokenize(self._pipe, text).ids, self._ids[index].cpu()):
-                return text
-        raise ValueError('got prompt=None; name the prompt, as in heat_map("cat", prompt="a cat")')
+    def _ids(self, index: int, prompt: str | None) -> Tensor:
+        """Return the token ids, (77,), of a picture's prompt: as encoded, or else as named."""
+        rows = [pair for ids, embeds in self._encoded for pair in zip(ids.cpu(), embeds)]
+        text = self._text[index]
+        found = next((ids for ids, embeds in rows if torch.equal(embeds.to(text), text)), None)
+        named = found if prompt is None else tokenize(self._pipe, prompt).ids
+        if named is None:
+            raise ValueError('got prompt=None; name it, as in heat_map("cat", prompt="a cat")')
+        if found is not None and not torch.equal(named, found):
+            raise ValueError(f"picture {index} had another prompt than {prompt!r}")
+        return named
 
     def _see_text(self, encoder: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._encoded.append((args[0] if args else kwargs["input_ids"], output[0]))
 
-    def _see_unet(self, unet: nn.Module, args: Any, kwargs: Any) -> None:
-        sample, embeds = args[0] if args else kwargs["sample"], kwargs["encoder_hidden_states"]
+    def _before_unet(self, unet: nn.Module, args: Any, kwargs: Any) -> None:
+        given = dict(zip(("sample", "timestep", "encoder_hidden_states"), args)) | kwargs
+        sample, embeds = given["sample"], given["encoder_hidden_states"]
+        t = float(torch.as_tensor(given["timestep"]).max())
         if self.calls == 0:
             self._shape, self._start = sample.shape, self._find_text(sample, embeds)
             self._text = embeds[self._start :]
-        if sample.shape != self._shape or not torch.equal(embeds[self._start :], self._text):
+        # Schedulers of second order go back a little; only a new picture begins above both.
+        again = self.calls > 0 and t > max(self._asked[-2:])
+        if (
+            again
+            or sample.shape != self._shape
+            or not torch.equal(embeds[self._start :], self._text)
+        ):
             raise ValueError(
-                f"a capture holds one prompt at one size: it began with {tuple(self._shape)}, now "
-                f"got {tuple(sample.shape)}; open a new `with capture_attention(pipe)` for each"
+                "a capture holds one prompt at one size, drawn once: it began with "
+                f"{tuple(self._shape)} at t = {self._asked[0]:.0f}, now got {tuple(sample.shape)} "
+                f"at t = {t:.0f}; open a new `with capture_attention(pipe)` for each"
             )
-        self.calls += 1
-        self._kept += [{}] if self._keep_calls else []
+        self._pass = {}
+        self._asked.append(t)
 
     def _find_text(self, sample: Tensor, embeds: Tensor) -> int:
         """Return the first row of the text half: B under guidance, 0 without."""
-        half = len(sample) // 2
-        for ids, encoded in reversed(self._encoded):
-            for start in (0, half):
-                if torch.equal(embeds[start:], encoded.to(embeds)):
-                    self._ids = ids
-                    return start
-        # Encoded earlier, so unknown; but under guidance the U-Net gets the same latents twice.
-        return half if torch.equal(sample[:half], sample[-half:]) else 0
+        told, count, half = text_start.get(), len(sample), len(sample) // 2
+        if told is not None:
+            return told
+        if count % 2 or not torch.equal(sample[:half], sample[half:]):
+            return 0  # Under guidance the U-Net gets the same latents twice.
+
+        def holds(start: int, encoded: Tensor) -> bool:  # maybe several images for each prompt
+            rows = encoded.to(embeds).repeat_interleave((count - start) // len(encoded), 0)
+            return torch.equal(embeds[start:], rows)
+
+        starts = {s for s in (0, half) for _, encoded in self._encoded if holds(s, encoded)}
+        if len(starts) == 1:
+            return starts.pop()
+        raise ValueError(
+            f"cannot tell which of the {count} rows are the prompt's and which the negative "
+            "prompt's; draw with text_to_image, or let pipe(...) encode it within the capture"
+        )
 
     @torch.no_grad()
     def _see_query(self, name: str, attn: Any, _: nn.Module, args: Any, output: Tensor) -> None:
@@ -150,27 +176,29 @@ class AttentionMaps:
             self._keys[name] = attn.head_to_batch_dim(attn.to_k(self._text))
         scores = attn.get_attention_scores(query, self._keys[name])  # (B*heads, h*w, 77)
         scores = scores.view(len(hidden), attn.heads, h, w, -1)
-        maps = scores.mean(1, dtype=torch.float32).permute(0, 3, 1, 2)  # (B, 77, h, w)
-        if name in self._sums:
-            self._sums[name] += maps
-        else:
-            self._sums[name] = maps.clone()
+        self._pass[name] = scores.mean(1, dtype=torch.float32).permute(0, 3, 1, 2)  # (B, 77, h, w)
+
+    def _after_unet(self, unet: nn.Module, args: Any, output: Any) -> None:
+        """Count the pass: only now, for one that was interrupted would leave half its layers."""
+        self.calls += 1
+        for name, maps in self._pass.items():
+            self._sums[name] = self._sums[name] + maps if name in self._sums else maps
         if self._keep_calls:
-            self._kept[-1][name] = maps
+            self._kept.append(self._pass)
 
 
 @contextmanager
 def capture_attention(
     pipe: StableDiffusionPipeline,
     *,
-    layers: Iterable[str] | None = None,
+    layers: str | Iterable[str] | None = None,
     max_pixels: int = 1024,
     keep_calls: bool = False,
 ) -> Iterator[AttentionMaps]:
     """Record cross-attention while the block draws one picture, or one batch of them.
 
-    Works around ``pipe(...)``, ``text_to_image`` and ``denoise`` alike. Every hook is removed at
-    the end of the block, also after an error.
+    Works around ``pipe(...)``, ``text_to_image`` and ``denoise`` alike, in the thread that opened
+    the block. Every hook is removed at the end of the block, also after an error.
 
     Args:
         pipe: the pipeline; its U-Net must not be compiled.
@@ -183,22 +211,28 @@ def capture_attention(
         The ``AttentionMaps``, which fill while the block runs.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no such layer; while it runs, a second picture, or rows of a batch of which
+            nobody can tell whether they are the prompt's or the negative prompt's.
     """
     checks.pipeline(pipe)
     modules = {name: m for name, m in pipe.unet.named_modules() if name.endswith("attn2")}
-    wanted = tuple(modules if layers is None else layers)
+    wanted = (layers,) if isinstance(layers, str) else tuple(modules if layers is None else layers)
     chosen = {name: m for name, m in modules.items() if name.startswith(wanted)}
     if not chosen:
         raise ValueError(f"no layer matches layers={layers!r}; choose of {[*modules]}")
-    maps = AttentionMaps(pipe, max_pixels, keep_calls)
+    maps, thread = AttentionMaps(pipe, max_pixels, keep_calls), get_ident()
+
+    def mine(hook: Callable[..., None]) -> Callable[..., None]:
+        return lambda *seen: hook(*seen) if get_ident() == thread else None
+
     handles = [
-        pipe.text_encoder.register_forward_hook(maps._see_text, with_kwargs=True),
-        pipe.unet.register_forward_pre_hook(maps._see_unet, with_kwargs=True),
+        pipe.text_encoder.register_forward_hook(mine(maps._see_text), with_kwargs=True),
+        pipe.unet.register_forward_pre_hook(mine(maps._before_unet), with_kwargs=True),
+        pipe.unet.register_forward_hook(mine(maps._after_unet)),
     ]
     for name, module in chosen.items():
-        hook = partial(maps._see_query, name, module)  # every processor asks to_q for its queries
-        handles.append(module.to_q.register_forward_hook(hook))
+        hook = mine(partial(maps._see_query, name, module))
+        handles.append(module.to_q.register_forward_hook(hook))  # every processor asks to_q
     try:
         yield maps
     finally:

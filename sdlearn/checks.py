@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import math
+import operator
+from numbers import Real
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+# What a U-Net may take besides latents, timestep and text; SD 1.x's and 2.x's do not.
+MORE_INPUTS = (
+    "time_cond_proj_dim",  # LCM: the guidance scale
+    "addition_embed_type",  # SDXL: sizes, and a second text
+    "encoder_hid_dim_type",  # IP-Adapter: a picture
+    "class_embed_type",
+)
+
 
 def pipeline(pipe: Any) -> None:
-    """Refuse all but a text-to-image pipeline of SD 1.x's kind."""
+    """Refuse all but a text-to-image pipeline of SD 1.x's and 2.x's family."""
     if not isinstance(pipe, StableDiffusionPipeline):
         raise TypeError(
             f"expected a StableDiffusionPipeline, got {type(pipe).__name__}; make one with "
             "sdlearn.load(), or StableDiffusionPipeline.from_pipe(...) if it shares SD 1.x's parts"
+        )
+    config, channels = pipe.unet.config, pipe.vae.config.latent_channels
+    other = {name: config[name] for name in MORE_INPUTS if config.get(name) is not None}
+    if config.in_channels != channels:
+        other["in_channels"] = config.in_channels
+    if other:
+        raise ValueError(
+            f"this U-Net is of another family than Stable Diffusion 1.x, got {other}; use one that "
+            f'takes {channels} channels, timestep and text alone, such as load("sd15")'
         )
 
 
@@ -42,57 +62,93 @@ def negative_prompts(negative_prompt: Any, batch_size: int) -> list[str]:
     return negatives
 
 
-def whole(name: str, value: Any, low: int, high: int, remedy: str) -> None:
-    """Refuse all but a whole number in ``low`` ... ``high``."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def whole(name: str, value: Any, low: int, high: int, remedy: str) -> int:
+    """Return a whole number in ``low`` ... ``high``, NumPy's too, as an int; refuse all else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}; {remedy}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, got {value}; {remedy}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {number}; {remedy}")
+    return number
 
 
-def size(pipe: StableDiffusionPipeline, height: Any, width: Any) -> None:
-    """Refuse a size in pixels of which the VAE cannot make whole latents."""
+def real(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, remedy: str = ""
+) -> float:
+    """Return a finite number in ``low`` ... ``high``, NumPy's too, as a float; refuse all else."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}; {remedy}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}; {remedy}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {number:g}; {remedy}")
+    return number
+
+
+def guidance(scale: Any, rescale: Any = 0.0, eta: Any = 0.0) -> tuple[float, float, float]:
+    """Return guidance_scale, guidance_rescale and eta as floats."""
+    return (
+        real("guidance_scale", scale, remedy="7.5 is usual"),
+        real("guidance_rescale", rescale, remedy="0.0 leaves it out"),
+        real("eta", eta, 0, 1, "0 adds no noise, 1 is DDPM"),  # above 1, more than there is
+    )
+
+
+def timestep(pipe: StableDiffusionPipeline, t: Any) -> None:
+    """Refuse all but one timestep that was trained."""
+    last = pipe.scheduler.config.num_train_timesteps - 1
+    if not isinstance(t, Tensor):
+        real("t", t, 0, last, "see scheduler.timesteps")
+    elif t.numel() != 1:
+        raise ValueError(f"t must be one timestep for all latents, got {t.numel()}; call once each")
+
+
+def generators(value: Any, batch: int) -> None:
+    """Refuse all but None, one generator, or a list of one for each of ``batch`` pictures."""
+    for one in value if isinstance(value, list) else [value]:
+        if not isinstance(one, torch.Generator) and value is not None:
+            remedy = "for a seed pass torch.Generator().manual_seed(0)"
+            raise TypeError(f"generator must be a torch.Generator, got {one!r}; {remedy}")
+    if isinstance(value, list) and len(value) != batch:
+        raise ValueError(f"got {len(value)} generators for {batch} images; pass one each")
+
+
+def size(pipe: StableDiffusionPipeline, height: Any, width: Any) -> tuple[int, int]:
+    """Return a size in pixels; refuse one of which the VAE cannot make whole latents."""
     factor = pipe.vae_scale_factor
-    for name, value in (("height", height), ("width", width)):
-        remedy = f"use a multiple of {factor}, such as 64"
-        whole(name, value, factor, 8192, remedy)
+    remedy = f"use a multiple of {factor}, such as 64"
+    sides = {"height": height, "width": width}
+    for name, value in sides.items():
+        sides[name] = whole(name, value, factor, 8192, remedy)
         if value % factor:
             raise ValueError(f"{name} must be divisible by {factor}, got {value}; {remedy}")
+    return sides["height"], sides["width"]
 
 
-def latents(pipe: StableDiffusionPipeline, value: Any) -> None:
+def latents(pipe: StableDiffusionPipeline, value: Any, name: str = "latents") -> None:
     """Refuse all but a batch of latents, (B, 4, h, w)."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"latents must be a tensor, got {type(value).__name__}; see encode_image")
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; see encode_image")
     channels = pipe.vae.config.latent_channels
     if value.ndim != 4 or value.shape[1] != channels or 0 in value.shape:
         raise ValueError(
-            f"latents must have the shape (B, {channels}, H/8, W/8), got {tuple(value.shape)}; "
+            f"{name} must have the shape (B, {channels}, H/8, W/8), got {tuple(value.shape)}; "
             "add a missing batch dimension with latents[None]"
         )
-
-
-def guidance(guidance_scale: Any, guidance_rescale: Any = 0.0, eta: Any = 0.0) -> None:
-    """Refuse what is not a finite number."""
-    named = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale, "eta": eta}
-    for name, value in named.items():
-        remedy = "7.5 is the usual guidance_scale, 0.0 the usual guidance_rescale and eta"
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, got {value!r}; {remedy}")
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}; {remedy}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floats, got {value.dtype}; use .float()")
 
 
 def embeds(pipe: StableDiffusionPipeline, value: Any, batch: int, guided: bool) -> None:
     """Refuse embeddings that do not belong to ``batch`` latents, or to this U-Net."""
-    width = pipe.unet.config.cross_attention_dim
+    width = pipe.text_encoder.config.hidden_size
     rows = {2 * batch} if guided else {batch, 2 * batch}
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if (
-        not isinstance(value, Tensor)
-        or len(shape) != 3
-        or not (shape[0] in rows and shape[2] == width)
-    ):
+    if len(shape) != 3 or shape[0] not in rows or shape[2] != width:
         raise ValueError(
             f"prompt_embeds must have the shape ({2 * batch}, 77, {width}) for {batch} latents, "
             f"got {shape}; make them with encode_prompt(pipe, prompt)"

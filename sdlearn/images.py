@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sdlearn import checks
@@ -55,6 +53,7 @@ def to_tensor(pipe: StableDiffusionPipeline, image: Image.Image | str | Path | T
         image = open_image(image) if isinstance(image, (str, Path)) else image
         if not isinstance(image, Image.Image):
             raise TypeError(f"expected a picture, path or tensor, got {type(image).__name__}")
+        image = ImageOps.exif_transpose(image)  # phones say which side is up instead of turning it
         if image.mode != "RGB":
             raise ValueError(f'the image has mode {image.mode!r}; use image.convert("RGB")')
         checks.size(pipe, image.height, image.width)
@@ -64,22 +63,6 @@ def to_tensor(pipe: StableDiffusionPipeline, image: Image.Image | str | Path | T
 def to_pil(pipe: StableDiffusionPipeline, pixels: Tensor) -> list[Image.Image]:
     """Return pixels, (B, 3, H, W) in [0, 1], as B pictures, rounded as diffusers rounds."""
     return pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(pixels))
-
-
-def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Lay pictures out in rows of ``columns``, in one row by default.
-
-    Raises:
-        ValueError: no pictures, or fewer than one column.
-    """
-    columns = len(images) if columns is None else min(columns, len(images))
-    if columns < 1:
-        raise ValueError(f"got {len(images)} images in {columns} columns; pass at least one each")
-    width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
-    grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
-    for i, image in enumerate(images):
-        grid.paste(image, (i % columns * width, i // columns * height))
-    return grid
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

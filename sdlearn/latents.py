@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdlearn import checks
 from sdlearn.images import to_tensor
+from sdlearn.pipeline import execution_device
 
 
 @torch.no_grad()
@@ -39,7 +40,8 @@ def encode_image(
     Raises:
         ValueError, TypeError: an image of a wrong mode or size, or an unreadable file.
     """
-    pixels = to_tensor(pipe, image).to(pipe.vae.device, pipe.vae.dtype)  # (B, 3, H, W)
+    pixels = to_tensor(pipe, image).to(execution_device(pipe), pipe.vae.dtype)  # (B, 3, H, W)
+    checks.generators(generator, len(pixels))
     posterior = pipe.vae.encode(pixels).latent_dist
     latents = posterior.sample(generator) if sample else posterior.mode()  # (B, 4, H/8, W/8)
     return latents * pipe.vae.config.scaling_factor
@@ -53,6 +55,6 @@ def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
         ValueError, TypeError: not a batch of latents.
     """
     checks.latents(pipe, latents)
-    latents = latents.to(pipe.vae.device, pipe.vae.dtype)
+    latents = latents.to(execution_device(pipe), pipe.vae.dtype)
     image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
     return pipe.image_processor.postprocess(image, output_type="pt")  # (B, 3, H, W)

@@ -57,6 +57,7 @@ def add_noise(
             f"noise has shape {tuple(noise.shape)}, the latents {tuple(latents.shape)}; "
             "draw it with torch.randn(latents.shape, generator=...)"
         )
+    checks.latents(pipe, noise, "noise")
     a = alpha_bar(pipe, timesteps, latents)
     return a**0.5 * latents + (1 - a) ** 0.5 * noise
 

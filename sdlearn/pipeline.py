@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -18,38 +18,23 @@ from transformers.utils import logging as transformers_logging
 from sdlearn import checks
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """A model that ``load`` knows by name.
 
-    Attributes:
-        source: a folder, or a repository on the Hugging Face hub.
-        revision: the commit there; None for a folder.
-        licence: of the weights.
-        memory: what it needs.
-        fallback: the model to use where this one cannot be had.
+    ``source`` is a folder, or a repository on the Hugging Face hub and ``revision`` a commit there;
+    ``fallback`` names the model to use where this one cannot be had.
     """
 
     source: str
-    revision: str | None
-    licence: str
-    memory: str
-    fallback: str | None
+    revision: str | None = None
+    fallback: str | None = None
 
 
 MODELS = {
-    "postcards": Model(
-        source=str(Path(__file__).parent / "models" / "postcards"),
-        revision=None,
-        licence="MIT",
-        memory="under 1 GB, no GPU",
-        fallback=None,
-    ),
+    "postcards": Model(str(Path(__file__).parent / "models" / "postcards")),
     "sd15": Model(
         source="stable-diffusion-v1-5/stable-diffusion-v1-5",
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-        licence="CreativeML Open RAIL-M",
-        memory="4 GB of GPU memory in float16, 8 GB of memory in float32",
         fallback="postcards",
     ),
 }
@@ -69,7 +54,8 @@ def load(
             or a pipeline, which is only checked, and moved if asked. By default the environment
             variable ``SDLEARN_MODEL``; else sd15 where there is a CUDA GPU and its weights can be
             had; else postcards.
-        device: the GPU if there is one.
+        device: by default the environment variable ``SDLEARN_DEVICE``; else the GPU if there is
+            one.
         dtype: float16 on CUDA, float32 elsewhere.
         safety_checker: False leaves out the part of sd15 that blacks out unsafe pictures.
 
@@ -77,14 +63,15 @@ def load(
         The pipeline, in evaluation mode, with frozen weights (fine-tuning thaws what it needs).
 
     Raises:
-        ValueError: no model of that name.
-        RuntimeError: the model cannot be had; says why and what to do.
-        TypeError: not a pipeline of Stable Diffusion's kind.
+        ValueError: no model of that name, or one that is not built as Stable Diffusion 1.x is.
+        RuntimeError: the model or the device cannot be had; says why and what to do.
+        TypeError: not a pipeline.
     """
     if model is not None and not isinstance(model, (str, os.PathLike)):
         checks.pipeline(model)
         return model.to(*(wish for wish in (device, dtype) if wish is not None))
-    where = torch.device(device or _best_device())
+    named = device or os.environ.get("SDLEARN_DEVICE")
+    where = _device(named) if named else torch.device(_best_device())
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     asked = model or os.environ.get("SDLEARN_MODEL")
     name = str(asked or ("sd15" if where.type == "cuda" else "postcards"))
@@ -98,12 +85,31 @@ def load(
             raise
         name, note = fallback, str(error)
         pipe = _read(name, dtype, safety_checker)
+    checks.pipeline(pipe)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     pipe.to(where)
     print(f"sdlearn: {name} on {where} in {str(dtype).removeprefix('torch.')} ({note})")
     return pipe
+
+
+def execution_device(pipe: StableDiffusionPipeline) -> torch.device:
+    """Return where a pipeline computes; with its weights offloaded, ``pipe.device`` is elsewhere.
+
+    diffusers' own name for it, in all its pipelines, is the private one.
+    """
+    return pipe._execution_device
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """Return the device of that name, or say that it is not here."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError from a torch without CUDA
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise RuntimeError(f'no device {str(name)!r} here ({reason}); use "cpu"') from error
+    return torch.device(name)
 
 
 def _best_device() -> str:
@@ -113,12 +119,12 @@ def _best_device() -> str:
 
 
 def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusionPipeline:
-    options: dict[str, Any] = {"torch_dtype": dtype}
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     if not safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     known, path = MODELS.get(name), Path(name)
     if known and known.revision:
-        options |= {"use_safetensors": True, "revision": known.revision}
+        options |= {"revision": known.revision}
         options |= {"variant": "fp16"} if dtype == torch.float16 else {}
         remedy = f"go online once, to fetch it into the cache, or load({known.fallback!r})"
         with _explained(name, remedy):
@@ -129,7 +135,8 @@ def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusio
         pipe.set_progress_bar_config(disable=True)  # a picture takes about a second
         return pipe
     if path.is_dir():
-        with _explained(name, "point to a folder that holds a model_index.json"):
+        remedy = "point to a folder with a model_index.json and .safetensors files"
+        with _explained(name, remedy):
             return StableDiffusionPipeline.from_pretrained(name, **options)
     if path.is_file() and path.suffix == ".safetensors":
         with _explained(name, "go online once, to fetch its layout, or load a folder"):
@@ -149,8 +156,13 @@ def _explained(name: str, remedy: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             yield
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RuntimeError(f"cannot load {name!r}: {reason} To do: {remedy}") from error
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        root: BaseException = error
+        while below := root.__cause__ or root.__context__:
+            root = below
+        if isinstance(root, (ConnectionError, TimeoutError, socket.gaierror)):
+            reason = "it is not in the cache, and the model hub cannot be reached"
+        raise RuntimeError(f"cannot load {name!r}: {reason}. To do: {remedy}") from error
 
 
 @contextmanager

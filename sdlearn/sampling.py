@@ -21,8 +21,9 @@ from torch import Tensor
 from sdlearn import checks
 from sdlearn.images import to_pil
 from sdlearn.noise import split_prediction
+from sdlearn.pipeline import execution_device
 from sdlearn.text import encode_prompt
-from sdlearn.unet import predict_noise
+from sdlearn.unet import latent_size, predict_noise
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -95,12 +96,12 @@ def fresh_scheduler(pipe: StableDiffusionPipeline, num_inference_steps: int) -> 
         ValueError, TypeError: a number of steps that the training schedule cannot be cut into.
     """
     trained = pipe.scheduler.config.num_train_timesteps
-    checks.whole("num_inference_steps", num_inference_steps, 1, trained, "20 is usual")
+    count = checks.whole("num_inference_steps", num_inference_steps, 1, trained, "20 is usual")
     scheduler = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=pipe.device)
+    scheduler.set_timesteps(count, device=execution_device(pipe))
     if scheduler.timesteps.max() >= trained:  # steps_offset=1 pushes 1,000 steps up by one
         raise ValueError(
-            f"num_inference_steps={num_inference_steps} asks {type(scheduler).__name__} for "
+            f"num_inference_steps={count} asks {type(scheduler).__name__} for "
             f"timestep {trained}, which was never trained; use {trained - 1} or fewer"
         )
     return scheduler
@@ -131,15 +132,15 @@ def initial_latents(
     Raises:
         ValueError, TypeError: an impossible size or number of steps.
     """
+    checks.generators(generator, batch_size)
     factor = pipe.vae_scale_factor
-    default = pipe.unet.config.sample_size * factor
-    height, width = (default if side is None else side for side in (height, width))
-    checks.size(pipe, height, width)
-    if isinstance(generator, list) and len(generator) != batch_size:
-        raise ValueError(f"got {len(generator)} generators for {batch_size} images; pass one each")
+    tall, wide = (side * factor for side in latent_size(pipe.unet))
+    height, width = (tall if height is None else height), (wide if width is None else width)
+    height, width = checks.size(pipe, height, width)
     sigma = fresh_scheduler(pipe, num_inference_steps).init_noise_sigma
     shape = (batch_size, pipe.unet.config.in_channels, height // factor, width // factor)
-    return randn_tensor(shape, generator, device=pipe.device, dtype=pipe.unet.dtype) * sigma
+    where = execution_device(pipe)
+    return randn_tensor(shape, generator, device=where, dtype=pipe.unet.dtype) * sigma
 
 
 def denoise(
@@ -175,12 +176,13 @@ def denoise(
         ValueError, TypeError: an argument out of range or of the wrong shape.
     """
     checks.pipeline(pipe)
-    checks.guidance(guidance_scale, guidance_rescale, eta)
+    scale, rescale, eta = checks.guidance(guidance_scale, guidance_rescale, eta)
     checks.latents(pipe, latents)
-    checks.embeds(pipe, prompt_embeds, len(latents), guided=guidance_scale > 1)
+    checks.embeds(pipe, prompt_embeds, len(latents), guided=scale > 1)
+    checks.generators(generator, len(latents))
     scheduler = fresh_scheduler(pipe, num_inference_steps)
-    checks.whole("t_start", t_start, 0, num_inference_steps - 1, "0 leaves out no step")
-    first = t_start * scheduler.order
+    left_out = checks.whole("t_start", t_start, 0, num_inference_steps - 1, "0 leaves out no step")
+    first = left_out * scheduler.order
     if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     accepted = inspect.signature(scheduler.step).parameters
@@ -188,30 +190,41 @@ def denoise(
     extra = {name: value for name, value in extra.items() if name in accepted}
 
     @torch.no_grad()  # on a generator it holds inside only, not in the caller's loop
-    def loop(latents: Tensor) -> Iterator[Step]:
-        levels, kind = alpha_bars(scheduler), scheduler.config.prediction_type
+    def loop(x: Tensor) -> Iterator[Step]:
         for i, t in enumerate(pipe.progress_bar(scheduler.timesteps[first:]), first):
-            x_t = scheduler.scale_model_input(latents, t)
-            noise = predict_noise(
-                pipe, x_t, t, prompt_embeds, guidance_scale, guidance_rescale=guidance_rescale
+            x_t = scheduler.scale_model_input(x, t)
+            a = alpha_bar_at(scheduler, i, t)
+            noise = predict_noise(pipe, x_t, t, prompt_embeds, scale, guidance_rescale=rescale)
+            before, x = x, scheduler.step(noise.guided, t, x, **extra, return_dict=False)[0]
+            yield Step(
+                i=i,
+                t=t,
+                latents=before,
+                model_input=x_t,
+                noise_pred_uncond=noise.unconditional,
+                noise_pred_text=noise.text,
+                noise_pred=noise.guided,
+                prev_sample=x,
+                alpha_bar=a,
+                prediction_type=scheduler.config.prediction_type,
             )
-            before = latents
-            latents = scheduler.step(noise.guided, t, latents, **extra, return_dict=False)[0]
-            yield Step(i, t, before, x_t, *noise, latents, levels[i], kind)
 
     return loop(latents)
 
 
-def alpha_bars(scheduler: Any) -> list[float]:
-    """Return alpha_bar at each of a scheduler's timesteps.
+def alpha_bar_at(scheduler: Any, i: int, t: Tensor) -> float:
+    """Return alpha_bar of what the U-Net is asked about at ``timesteps[i]``, which is t.
 
-    Those that count in sigmas may sit between two training steps: there sigma squared is noise
-    over signal, so alpha_bar is 1 / (sigma² + 1).
+    Where a scheduler keeps x_t divided by the root of alpha_bar, it multiplies by it now, and
+    knows best: those of second order ask between two of their levels. The others may sit between
+    two training steps: there sigma squared is noise over signal.
     """
+    root = float(scheduler.scale_model_input(torch.ones(1, device=t.device), t))
+    if root < 1:
+        return root**2
     if hasattr(scheduler, "sigmas"):
-        sigmas = scheduler.sigmas[: len(scheduler.timesteps)].cpu().double()
-        return (1 / (sigmas**2 + 1)).tolist()
-    return scheduler.alphas_cumprod.cpu().double()[scheduler.timesteps.cpu()].tolist()
+        return 1 / (float(scheduler.sigmas[i]) ** 2 + 1)
+    return float(scheduler.alphas_cumprod[int(t)])
 
 
 @torch.no_grad()
@@ -253,14 +266,8 @@ def text_to_image(
     prompts = checks.prompts(prompt)
     negatives = checks.negative_prompts(negative_prompt, len(prompts))
     checks.guidance(guidance_scale, guidance_rescale, eta)
-    noise = initial_latents(
-        pipe,
-        num_inference_steps,
-        height=height,
-        width=width,
-        batch_size=len(prompts),
-        generator=generator,
-    )  # (B, 4, H/8, W/8)
+    size: dict[str, Any] = {"height": height, "width": width, "batch_size": len(prompts)}
+    noise = initial_latents(pipe, num_inference_steps, generator=generator, **size)  # (B, 4, h, w)
     embeds = encode_prompt(pipe, prompts, negatives)  # (2B, 77, D)
     steps = denoise(
         pipe,
@@ -275,7 +282,7 @@ def text_to_image(
     kept = tuple(steps)
     latents = kept[-1].prev_sample  # (B, 4, H/8, W/8)
     image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    image, unsafe = pipe.run_safety_checker(image, pipe.device, embeds.dtype)  # (B, 3, H, W)
+    image, unsafe = pipe.run_safety_checker(image, latents.device, embeds.dtype)  # (B, 3, H, W)
     scale = [not u for u in unsafe or [False] * len(prompts)]  # a black picture stays black
     pixels = pipe.image_processor.postprocess(image, output_type="pt", do_denormalize=scale)
     return Trace(prompts, embeds, kept, latents, pixels, to_pil(pipe, pixels))

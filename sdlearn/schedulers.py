@@ -16,6 +16,7 @@ import math
 
 from torch import Tensor
 
+from sdlearn import checks
 from sdlearn.noise import split_prediction
 
 
@@ -63,9 +64,9 @@ def ddim_step(
     ``eta`` 0 is deterministic, 1 is DDPM. ``noise`` is z, drawn from N(0, 1).
 
     Raises:
-        ValueError: eta above 0 without noise.
+        ValueError, TypeError: eta outside 0 to 1, or above 0 without noise.
     """
-    if eta > 0 and noise is None:
+    if checks.real("eta", eta, 0, 1, "0 adds no noise") > 0 and noise is None:
         raise ValueError(f"eta={eta} adds fresh noise: pass noise=torch.randn(sample.shape)")
     original, epsilon = split_prediction(sample, noise_pred, a, prediction_type)
     sigma = eta * ((1 - a_prev) / (1 - a)) ** 0.5 * (1 - a / a_prev) ** 0.5

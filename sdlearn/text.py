@@ -6,6 +6,7 @@ Supervision" (CLIP); diffusers' ``StableDiffusionPipeline.encode_prompt``.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from sdlearn import checks
+from sdlearn.pipeline import execution_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +33,6 @@ class Tokens:
     pieces: tuple[str, ...]
     words: dict[str, tuple[int, ...]]
     truncated: tuple[str, ...]
-
-    def positions(self, word: str) -> list[int]:
-        """Return where ``word`` stands among the 77 tokens; case does not matter.
-
-        Raises:
-            ValueError: not a word of the prompt, or cut off; lists the words.
-        """
-        found = [p for own, at in self.words.items() if own.lower() == word.lower() for p in at]
-        if not found:
-            cut = f"; cut off: {list(self.truncated)}" if self.truncated else ""
-            raise ValueError(f"no word {word!r} in the prompt; choose of {list(self.words)}{cut}")
-        return sorted(found)
 
 
 def tokenize(pipe: StableDiffusionPipeline, prompt: str) -> Tokens:
@@ -67,15 +57,45 @@ def tokenize(pipe: StableDiffusionPipeline, prompt: str) -> Tokens:
             places.setdefault(number, []).append(position)
     words: dict[str, tuple[int, ...]] = {}
     truncated = []
+    learnt = pipe.tokenizer.get_added_vocab()
     for positions in places.values():
         start, end = whole.offset_mapping[positions[0]][0], whole.offset_mapping[positions[-1]][1]
+        while unicodedata.combining(text[end : end + 1] or " "):
+            end += 1  # the tokenizer joins an accent to its letter, and forgets its place
+        word = text[start:end]
+        if word in learnt and word.rpartition("_")[0] in learnt:
+            word = word.rpartition("_")[0]  # a learnt word's second vector, or a later one
         kept = [p for p in positions if p < limit - 1]  # the last place is the end token's
         if kept:
-            words[text[start:end]] = (*words.get(text[start:end], ()), *kept)
+            words[word] = (*words.get(word, ()), *kept)
         if kept != positions:
-            truncated.append(text[start:end])
+            truncated.append(word)
     pieces = tuple(pipe.tokenizer.convert_ids_to_tokens(ids))
     return Tokens(torch.tensor(ids), pieces, words, tuple(truncated))
+
+
+def find_word(pipe: StableDiffusionPipeline, ids: Tensor, word: str) -> list[int]:
+    """Return where a word, or several that follow each other, stand among 77 token ids.
+
+    They are compared as tokens: however a prompt spells a word, this is what CLIP reads.
+
+    Raises:
+        ValueError: not among them; lists the words.
+    """
+    tokenizer = pipe.tokenizer
+    text = pipe.maybe_convert_prompt(word, tokenizer)
+    wanted = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    had, count = ids.tolist(), len(wanted)
+    ends = [piece.endswith("</w>") for piece in tokenizer.convert_ids_to_tokens(had)]
+    whole = {*tokenizer.get_added_vocab().values()}  # learnt words, start, end: without a </w>
+    starts = [
+        i for i in range(1, len(had) - count + 1)
+        if count and had[i : i + count] == wanted and (ends[i - 1] or had[i - 1] in whole)
+    ]  # fmt: skip
+    if not starts:
+        words = tokenizer.decode(had, skip_special_tokens=True).split()
+        raise ValueError(f"no word {word!r} in the prompt; it reads: {words}")
+    return sorted({p for start in starts for p in range(start, start + count)})
 
 
 @torch.no_grad()
@@ -99,7 +119,6 @@ def encode_prompt(
     """
     prompts = checks.prompts(prompt)
     negatives = checks.negative_prompts(negative_prompt, len(prompts))
-    text, unconditional = pipe.encode_prompt(
-        prompts, pipe.device, 1, do_classifier_free_guidance=True, negative_prompt=negatives
-    )  # (B, 77, D) each
+    where = execution_device(pipe)
+    text, unconditional = pipe.encode_prompt(prompts, where, 1, True, negatives)  # (B, 77, D) each
     return torch.cat([unconditional, text])

@@ -7,14 +7,20 @@ loop in diffusers' ``StableDiffusionPipeline.__call__``. The blocks: Rombach et 
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sdlearn import checks
+from sdlearn.pipeline import execution_device
+
+# The row at which the text half of the batch begins: only we know, and capture_attention asks.
+text_start: ContextVar[int | None] = ContextVar("text_start", default=None)
 
 
 class NoisePrediction(NamedTuple):
@@ -44,7 +50,7 @@ def predict_noise(
     Args:
         pipe: the pipeline.
         latents: x_t, (B, 4, h, w): what the scheduler's ``scale_model_input`` returns.
-        t: the timestep, 0 to 999.
+        t: the timestep, 0 to 999, one for all.
         prompt_embeds: (2B, 77, D) from ``encode_prompt``; the text half will do without guidance.
         guidance_scale: g. As in diffusers, guidance is off unless g > 1.
         guidance_rescale: how far to pull the guided prediction's spread back to that of the text
@@ -56,22 +62,34 @@ def predict_noise(
     Raises:
         ValueError, TypeError: shapes that do not match, or guidance that is not finite.
     """
-    checks.guidance(guidance_scale, guidance_rescale)
+    guidance_scale, guidance_rescale, _ = checks.guidance(guidance_scale, guidance_rescale)
+    guided = guidance_scale > 1
+    checks.timestep(pipe, t)
     checks.latents(pipe, latents)
-    checks.embeds(pipe, prompt_embeds, len(latents), guided=guidance_scale > 1)
-    if not guidance_scale > 1:
-        embeds = prompt_embeds[-len(latents) :]  # (B, 77, D)
-        text = pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
+    checks.embeds(pipe, prompt_embeds, len(latents), guided)
+    if not guided:
+        text = _ask(pipe, latents, t, prompt_embeds[-len(latents) :], 0)  # (B, 4, h, w)
         return NoisePrediction(None, text, text)
 
     twice = torch.cat([latents] * 2)  # (2B, 4, h, w)
-    both = pipe.unet(twice, t, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+    both = _ask(pipe, twice, t, prompt_embeds, len(latents))
     unconditional, text = both.chunk(2)  # (B, 4, h, w) each
-    guided = unconditional + guidance_scale * (text - unconditional)
+    noise_pred = unconditional + guidance_scale * (text - unconditional)
     if guidance_rescale > 0:
-        spread = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
-        guided = guidance_rescale * (guided * spread) + (1 - guidance_rescale) * guided
-    return NoisePrediction(unconditional, text, guided)
+        spread = text.std((1, 2, 3), keepdim=True) / noise_pred.std((1, 2, 3), keepdim=True)
+        rescaled = noise_pred * spread
+        noise_pred = guidance_rescale * rescaled + (1 - guidance_rescale) * noise_pred
+    return NoisePrediction(unconditional, text, noise_pred)
+
+
+def _ask(
+    pipe: StableDiffusionPipeline, latents: Tensor, t: float | Tensor, embeds: Tensor, start: int
+) -> Tensor:
+    token = text_start.set(start)
+    try:
+        return pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
+    finally:
+        text_start.reset(token)
 
 
 class Block(NamedTuple):
@@ -111,13 +129,25 @@ def trace_blocks(
     unet = getattr(pipe, "unet", pipe)
     if not isinstance(unet, UNet2DConditionModel):
         raise TypeError(f"expected a pipeline or its U-Net, got {type(unet).__name__}")
-    channels, side = unet.config.in_channels, unet.config.sample_size
+    where = unet.device if pipe is unet else execution_device(pipe)
+    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
     if latents is None:
-        latents = torch.zeros(1, channels, side, side, device=unet.device, dtype=unet.dtype)
+        latents = torch.zeros(1, channels, *latent_size(unet), device=where, dtype=unet.dtype)
     if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
-
+    width = width if isinstance(width, int) else width[0]  # or one for each block, all alike
     blocks: list[Block] = []
+    handles = _note_blocks(unet, blocks)
+    try:
+        unet(latents, 0, encoder_hidden_states=latents.new_zeros(len(latents), 77, width))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return blocks
+
+
+def _note_blocks(unet: UNet2DConditionModel, blocks: list[Block]) -> list[RemovableHandle]:
+    """Hang hooks on a U-Net that add every block to the list as it runs."""
     made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
     skips: dict[str, str] = {}
 
@@ -140,28 +170,15 @@ def trace_blocks(
         elif parts[0] == "up_blocks" and len(parts) == 2:
             hook = partial(see_skips, name)
             handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
-    text = latents.new_zeros(len(latents), 77, unet.config.cross_attention_dim)
-    try:
-        unet(latents, 0, encoder_hidden_states=text)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return blocks
+    return handles
+
+
+def latent_size(unet: UNet2DConditionModel) -> tuple[int, int]:
+    """Return height and width of the latents that a U-Net was trained on."""
+    size = unet.config.sample_size
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def parameters(part: nn.Module) -> int:
     """Return how many parameters a part has."""
     return sum(weight.numel() for weight in part.parameters())
-
-
-def sd15_unet() -> UNet2DConditionModel:
-    """Return Stable Diffusion 1.5's U-Net as its ``unet/config.json`` says, weights at random.
-
-    Built within ``torch.device("meta")`` it takes neither time nor memory, and can be counted.
-    """
-    return UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=768,
-        attention_head_dim=8,  # diffusers' name for the number of heads in SD 1.x
-    )

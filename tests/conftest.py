@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import sdlearn
+
+# A GPU must not change what is compared; subprocesses and chapters are told so, too.
+os.environ["SDLEARN_DEVICE"] = "cpu"
+os.environ.setdefault("SDLEARN_MODEL", "postcards")
 
 POSTCARDS = Path(sdlearn.__file__).parent / "models" / "postcards"
 SD15_SCHEDULE = {

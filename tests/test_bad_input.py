@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import ExifTags, Image
 
 import sdlearn
 
@@ -27,6 +29,12 @@ CALLS = [
     ({"guidance_scale": "7"}, TypeError, r"guidance_scale must be a number, got '7'"),
     ({"guidance_rescale": nan}, ValueError, r"guidance_rescale must be finite, got nan"),
     ({"eta": inf}, ValueError, r"eta must be finite, got inf"),
+    ({"eta": 2.0}, ValueError, r"eta must be between 0 and 1, got 2; 0 adds no noise"),
+    ({"eta": -0.1}, ValueError, r"eta must be between 0 and 1, got -0.1"),
+    ({"guidance_scale": True}, TypeError, r"guidance_scale must be a number, got True"),
+    ({"num_inference_steps": np.float64(2)}, TypeError, r"whole number, got np.float64\(2.0\)"),
+    ({"generator": 0}, TypeError, r"torch.Generator, got 0; for a seed pass .*manual_seed\(0\)"),
+    ({"generator": [None]}, TypeError, r"torch.Generator, got None"),
     ({"height": 60}, ValueError, r"height must be divisible by 8, got 60; use a multiple of 8"),
     ({"width": 0}, ValueError, r"width must be between 8 and 8192, got 0"),
     ({"width": 64.0}, TypeError, r"width must be a whole number, got 64.0"),
@@ -69,6 +77,10 @@ LOOPS = [
     ({"latents": torch.zeros(1, 3, 8, 8)}, ValueError, r"got \(1, 3, 8, 8\)"),
     ({"latents": torch.zeros(0, 4, 8, 8)}, ValueError, r"got \(0, 4, 8, 8\)"),
     ({"latents": [1.0]}, TypeError, r"latents must be a tensor, got list"),
+    ({"latents": torch.zeros(1, 4, 8, 8).long()}, TypeError, r"must be floats, got torch.int64"),
+    ({"generator": 7}, TypeError, r"torch.Generator, got 7"),
+    ({"generator": [torch.Generator()] * 2}, ValueError, r"got 2 generators for 1 images"),
+    ({"eta": 1.01}, ValueError, r"eta must be between 0 and 1, got 1.01"),
     ({"latents": torch.zeros(2, 4, 8, 8)}, ValueError, r"\(4, 77, 24\) for 2 latents, got \(2, "),
     ({"prompt_embeds": "a cat"}, ValueError, r"got str; make them with encode_prompt"),
     ({"prompt_embeds": torch.zeros(2, 77, 9)}, ValueError, r"got \(2, 77, 9\)"),
@@ -108,6 +120,66 @@ def test_timesteps(idle, timesteps, message):
         sdlearn.predict_original_sample(idle, x, timesteps, x)
 
 
+def test_whole_numbers_are_no_latents(idle):
+    x = torch.ones(1, 4, 8, 8)
+    for latents, noise in ((x.long(), x), (x, x.long())):
+        with pytest.raises(TypeError, match=r"must be floats, got torch.int64"):
+            sdlearn.add_noise(idle, latents, noise, 3)
+
+
+@pytest.mark.parametrize(
+    ("t", "error", "message"),
+    [
+        (torch.tensor([3, 870]), ValueError, r"one timestep for all latents, got 2"),
+        (1000, ValueError, r"t must be between 0 and 999, got 1000"),
+        (nan, ValueError, r"t must be finite, got nan"),
+        ("3", TypeError, r"t must be a number, got '3'"),
+    ],
+)
+def test_one_timestep_for_all(idle, t, error, message):
+    with pytest.raises(error, match=message):
+        sdlearn.predict_noise(idle, torch.zeros(2, 4, 8, 8), t, torch.zeros(4, 77, 24))
+
+
+@pytest.mark.parametrize("eta", [1.2, -1, nan])
+def test_more_noise_than_there_is(eta):
+    x = torch.ones(1, 4, 8, 8)
+    with pytest.raises(ValueError, match="eta must be"):
+        sdlearn.ddim_step(x, x, 0.5, 0.6, eta=eta, noise=x)
+
+
+OTHERS = [
+    {"time_cond_proj_dim": 32},
+    {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+    },
+    {"in_channels": 9},
+    {"class_embed_type": "timestep"},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=["LCM", "SDXL", "inpainting", "classes"])
+def test_unets_of_another_family(random_pipe, other, tmp_path):
+    """Said when the pipeline is first seen, whether it is given or loaded."""
+    unet = UNet2DConditionModel(**{**random_pipe.unet.config, **other})
+    pipe = StableDiffusionPipeline(
+        **{**random_pipe.components, "unet": unet}, requires_safety_checker=False
+    )
+    latents, embeds = torch.zeros(1, 4, 8, 8), torch.zeros(2, 77, 24)
+    pipe.save_pretrained(tmp_path)
+    for call in (
+        lambda: sdlearn.text_to_image(pipe, "a cat"),
+        lambda: sdlearn.denoise(pipe, latents, embeds),
+        lambda: sdlearn.capture_attention(pipe).__enter__(),
+        lambda: sdlearn.load(pipe),
+        lambda: sdlearn.load(tmp_path, device="cpu"),
+    ):
+        with pytest.raises(ValueError, match=rf"another family .*{[*other][0]}.*load\(.sd15.\)"):
+            call()
+
+
 def test_noise_of_another_shape(idle):
     with pytest.raises(ValueError, match=r"\(1, 4, 8, 8\), the latents \(2, 4, 8, 8\).*randn"):
         sdlearn.add_noise(idle, torch.zeros(2, 4, 8, 8), torch.zeros(1, 4, 8, 8), 3)
@@ -133,6 +205,17 @@ def test_images(idle, image, error, message):
         sdlearn.encode_image(idle, image)
 
 
+def test_a_phone_says_which_side_is_up(random_pipe, tmp_path):
+    wide = Image.effect_noise((64, 32), 50).convert("RGB")
+    exif = wide.getexif()
+    exif[ExifTags.Base.Orientation] = 6  # turn it clockwise
+    wide.save(tmp_path / "phone.png", exif=exif)
+    upright = wide.transpose(Image.Transpose.ROTATE_270)
+    expected = sdlearn.encode_image(random_pipe, upright, sample=False)
+    for given in (tmp_path / "phone.png", Image.open(tmp_path / "phone.png")):
+        assert torch.equal(sdlearn.encode_image(random_pipe, given, sample=False), expected)
+
+
 def test_files(idle, tmp_path):
     path = tmp_path / "picture.png"
     path.touch()
@@ -150,7 +233,5 @@ def test_files(idle, tmp_path):
 def test_the_rest(idle):
     with pytest.raises(TypeError, match=r"one string, got \['a'\]"):
         sdlearn.tokenize(idle, ["a"])
-    with pytest.raises(ValueError, match="got 0 images"):
-        sdlearn.image_grid([])
     with pytest.raises(ValueError, match=r"got \(1, 4, 8\)"):
         sdlearn.decode_latents(idle, torch.zeros(1, 4, 8))

@@ -9,7 +9,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import seeded
+from accelerate import cpu_offload
+from conftest import random_pipeline, seeded
 
 import sdlearn
 
@@ -99,6 +100,88 @@ def test_original_sample_is_the_schedulers(pipe, name):
         torch.testing.assert_close(
             step.pred_original_sample, theirs.pred_original_sample, rtol=1e-4, atol=1e-4
         )
+
+
+ASKED = [
+    *SCHEDULERS[:-1],
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+]
+
+
+@pytest.mark.parametrize("late", [0, 3], ids=["from the start", "late"])
+@pytest.mark.parametrize("name", [*ASKED, "PNDM with Runge-Kutta"])
+def test_alpha_bar_is_that_of_the_timestep_the_unet_is_asked_about(random_pipe, name, late):
+    """Second order schedulers ask between two of their levels: the training schedule knows there.
+
+    Left out: DPMSolverSDE and LMS, which need packages that nothing else here needs.
+    """
+    scheduler, kept = getattr(diffusers, name, diffusers.PNDMScheduler), random_pipe.scheduler
+    a = kept.alphas_cumprod.double().numpy()
+    log_sigmas = np.log((1 - a) / a) / 2
+    asked = []
+    hook = random_pipe.unet.register_forward_pre_hook(lambda _, args: asked.append(float(args[1])))
+    try:
+        random_pipe.scheduler = scheduler.from_config(kept.config, lower_order_final=True)
+        latents = sdlearn.initial_latents(random_pipe, 8, generator=seeded())
+        embeds = sdlearn.encode_prompt(random_pipe, PROMPT)
+        steps = sdlearn.denoise(random_pipe, latents, embeds, num_inference_steps=8, t_start=late)
+        found = [step.alpha_bar for step in steps]
+    finally:
+        hook.remove()
+        random_pipe.scheduler = kept
+    sigmas = np.exp(np.interp(asked, np.arange(1000), log_sigmas))
+    np.testing.assert_allclose(found, 1 / (sigmas**2 + 1), rtol=2e-3)
+
+
+def test_unets_that_say_their_sizes_in_lists(random_pipe):
+    """A side for each direction, a width for each block: diffusers draws, and so do we."""
+    config = {**random_pipe.unet.config, "sample_size": [8, 16], "cross_attention_dim": (24,) * 4}
+    pipe = diffusers.StableDiffusionPipeline(
+        **{**random_pipe.components, "unet": diffusers.UNet2DConditionModel(**config).eval()},
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2}
+    expected = pipe(PROMPT, **call, generator=seeded(), output_type="pt").images
+    trace = sdlearn.text_to_image(pipe, PROMPT, **call, generator=seeded())
+    assert torch.equal(trace.pixels, expected)
+    assert trace.image.size == (128, 64)
+    assert sdlearn.trace_blocks(pipe)[-1].output == (1, 4, 8, 16)
+
+
+def test_weights_that_lie_elsewhere_until_they_are_needed():
+    """accelerate's offload; here they are fetched from memory, on a GPU they come from the CPU."""
+    pipe = random_pipeline(layers_per_block=1)
+    call = {"num_inference_steps": 2}
+    expected = pipe(PROMPT, **call, generator=seeded(), output_type="pt").images
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    assert pipe.device.type == "meta"  # where nothing can be computed
+    with sdlearn.capture_attention(pipe) as maps:
+        trace = sdlearn.text_to_image(pipe, PROMPT, **call, generator=seeded())
+    assert torch.equal(trace.pixels, expected)
+    assert maps.heat_map("cat").isfinite().all()
+    assert torch.equal(sdlearn.decode_latents(pipe, trace.latents), expected)
+    assert sdlearn.encode_image(pipe, expected).device.type == "cpu"
+    assert len(sdlearn.trace_blocks(pipe)) > 20
+
+
+def test_numbers_of_numpy_are_numbers(random_pipe):
+    plain = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "eta": 0.5}
+    numpy = {
+        "num_inference_steps": np.int64(2), "guidance_scale": np.float32(3),
+        "height": np.int32(64), "eta": np.float64(0.5),
+    }  # fmt: skip
+    expected, found = (
+        sdlearn.text_to_image(random_pipe, PROMPT, **call, generator=seeded())
+        for call in (plain, numpy)
+    )
+    assert torch.equal(found.pixels, expected.pixels)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -101,11 +101,3 @@ def test_predict_noise_halves(pipe):
     assert not torch.allclose(text.text, none.text, **close)
     expected = guided.unconditional + 3 * (guided.text - guided.unconditional)
     assert torch.equal(guided.guided, expected)
-
-
-def test_image_grid_lays_out_rows():
-    colours = ["red", "green", "blue"]
-    grid = sdlearn.image_grid([Image.new("RGB", (4, 6), c) for c in colours], columns=2)
-    assert grid.size == (8, 12)
-    corners = [grid.getpixel(p) for p in ((0, 0), (4, 0), (0, 6), (4, 6))]
-    assert corners == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)]

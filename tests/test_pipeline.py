@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import sdlearn
 from sdlearn.pipeline import MODELS
@@ -51,8 +52,10 @@ def test_import_leaves_torch_alone():
 def test_every_public_name_is_there():
     assert {*sdlearn.__all__} <= {*dir(sdlearn)}
     for name in sdlearn.__all__:
-        assert getattr(sdlearn, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        assert getattr(sdlearn, name).__name__.removeprefix("sdlearn.") == name
+    code = "import sdlearn; sdlearn.images.psnr, sdlearn.show.picture, sdlearn.training.__doc__"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="sdlearn attribute laod"):
         sdlearn.laod  # noqa: B018
 
 
@@ -95,6 +98,26 @@ def test_a_pipeline_is_returned_as_it_is(random_pipe, folder):
         sdlearn.load(15)
 
 
+def test_the_device_can_be_named_in_the_environment(folder, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("SDLEARN_DEVICE", "cpu")
+    sdlearn.load(folder)
+    assert "on cpu in float32" in capsys.readouterr().out
+    for name in ("cuda:99", "gpu"):
+        monkeypatch.setenv("SDLEARN_DEVICE", name)
+        with pytest.raises(RuntimeError, match=f"no device '{name}' here .*use .cpu."):
+            sdlearn.load(folder)
+
+
+def test_a_folder_of_pickles_is_refused(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "pickled")
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(RuntimeError, match=r"(?s)cannot load .*pickled.*\.safetensors files"):
+        sdlearn.load(copied, device="cpu")
+
+
 def test_environment_variable(folder, random_pipe, monkeypatch):
     monkeypatch.setenv("SDLEARN_MODEL", str(folder))
     assert same_weights(sdlearn.load(device="cpu"), random_pipe)
@@ -121,7 +144,10 @@ def test_a_gpu_without_the_weights_falls_back_and_says_so(offline, monkeypatch, 
 
 
 def test_sd15_by_name_out_of_reach(offline):
-    with pytest.raises(RuntimeError, match=r"(?s)cannot load 'sd15': .+go online once"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"cannot load 'sd15': it is not in the cache, .+ reached. To do: go online once",
+    ):
         sdlearn.load("sd15", device="cpu")
 
 

@@ -9,7 +9,7 @@ from conftest import POSTCARDS, SD15_SCHEDULE, seeded
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import sdlearn
-from sdlearn.unet import sd15_unet
+from sdlearn.show.unet_tour import sd15_unet
 
 
 def sd15_parts():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import sdlearn
+from sdlearn.text import find_word
 
 
 def test_a_photo_of_a_cat(pipe):
@@ -20,7 +23,7 @@ def test_a_photo_of_a_cat(pipe):
 def test_words_keep_the_prompts_spelling(random_pipe):
     tokens = sdlearn.tokenize(random_pipe, "Caffè GATTONE's 12, 😀")
     assert [*tokens.words] == ["Caffè", "GATTONE", "'s", "1", "2", ",", "😀"]
-    assert len(tokens.positions("gattone")) > 1
+    assert len(tokens.words["GATTONE"]) > 1
     positions = [p for at in tokens.words.values() for p in at]
     assert positions == list(range(1, len(positions) + 1))
 
@@ -32,9 +35,7 @@ def test_truncation_names_exactly_the_words_cut_off(random_pipe):
     # A word of several tokens that stands across the edge keeps its first, and is not whole.
     across = sdlearn.tokenize(random_pipe, " ".join(["cat"] * 74) + " Gattone dog")
     assert across.truncated == ("Gattone", "dog")
-    assert across.positions("gattone") == [75]
-    with pytest.raises(ValueError, match=r"no word 'dog'.*\['cat', 'Gattone'\]; cut off: .*'dog'"):
-        across.positions("dog")
+    assert across.words["Gattone"] == (75,)
 
 
 def test_encode_prompt_is_the_text_encoder_on_the_tokens(pipe):
@@ -48,10 +49,40 @@ def test_encode_prompt_is_the_text_encoder_on_the_tokens(pipe):
 
 def test_a_word_learnt_by_textual_inversion(random_pipe):
     """One that stands for two vectors: the ids must be those the pipeline feeds."""
-    import copy
-
     pipe = copy.copy(random_pipe)
     pipe.tokenizer = copy.deepcopy(random_pipe.tokenizer)
     pipe.tokenizer.add_tokens(["<toy>", "<toy>_1"])
-    ids = sdlearn.tokenize(pipe, "a <toy> here").ids
-    assert ids[:6].tolist() == [49406, 320, 49408, 49409, 763, 49407]
+    tokens = sdlearn.tokenize(pipe, "a <toy> here, cat<toy>")
+    assert tokens.ids[:6].tolist() == [49406, 320, 49408, 49409, 763, 267]
+    assert tokens.words["<toy>"] == (2, 3, 7, 8)
+    assert find_word(pipe, tokens.ids, "<toy>") == [2, 3, 7, 8]
+    assert find_word(pipe, tokens.ids, "here") == [4]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "positions"),
+    [
+        ("at night in İstanbul", "İstanbul", [4, 5, 6]),
+        ("a cafe\u0301", "caf\u00e9", [2]),
+        ("a caf\u00e9", "cafe\u0301", [2]),
+        ("cat<|endoftext|>dog", "dog", [3]),
+        ("a Red cat, a red car", "RED", [2, 6]),
+        ("a Red cat, a red car", "red car", [6, 7]),
+        ("it's a cat...", "'s", [2]),
+        ("it's a cat...", "...", [5]),
+    ],
+)
+def test_words_are_found_as_clip_reads_them(random_pipe, prompt, word, positions):
+    assert find_word(random_pipe, sdlearn.tokenize(random_pipe, prompt).ids, word) == positions
+
+
+@pytest.mark.parametrize("word", ["dog", "", "stone", "ne"])
+def test_a_word_that_is_not_there(random_pipe, word):
+    ids = sdlearn.tokenize(random_pipe, "a gattone").ids  # cut into three tokens: gat, to, ne
+    with pytest.raises(ValueError, match=rf"no word '{word}' in the prompt.*'gattone'"):
+        find_word(random_pipe, ids, word)
+
+
+def test_an_accent_stays_with_its_letter(random_pipe):
+    tokens = sdlearn.tokenize(random_pipe, "a cafe\u0301 noir")
+    assert [*tokens.words] == ["a", "cafe\u0301", "noir"]

@@ -8,7 +8,7 @@ from matplotlib.patches import FancyBboxPatch
 
 import sdlearn
 from sdlearn.show import unet_tour
-from sdlearn.unet import sd15_unet
+from sdlearn.show.unet_tour import sd15_unet
 
 
 def hooks(unet):

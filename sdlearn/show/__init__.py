@@ -11,7 +11,7 @@ from sdlearn.show.figures import (
     tokens_strip,
 )
 from sdlearn.show.filmstrip import filmstrip
-from sdlearn.show.style import new_axes, new_figure, picture
+from sdlearn.show.style import new_axes, new_figure, picture, plain
 from sdlearn.show.unet_tour import unet_tour
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "parts_diagram",
     "picture",
     "pictures",
+    "plain",
     "token_explorer",
     "tokens_strip",
     "unet_tour",

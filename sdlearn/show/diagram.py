@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +9,23 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from torch import nn
 
 from sdlearn.sampling import text_to_image
 from sdlearn.show.figures import bare, latents_to_pil
-from sdlearn.show.style import BLUE, GREEN, GREY, INK, ORANGE, PINK, new_figure
+from sdlearn.show.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    new_figure,
+    plain,
+    rounded_box,
+)
+from sdlearn.unet import parameters
 
 Shape = tuple[int, ...]
 WIDTH, HEIGHT = 9.6, 5.0  # Inches, and the units in which the figure is laid out.
@@ -81,14 +90,14 @@ def parts_diagram(pipe: StableDiffusionPipeline, prompt: str, **settings: Any) -
     axes = bare(figure.add_axes((0, 0, 1, 1)))
     axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
 
-    label(axes, 0.95, 4.3, textwrap.fill(textwrap.shorten(f'"{prompt}"', 100), 16))
+    label(axes, 0.95, 4.3, plain(f'"{prompt}"', 16, lines=7))
     vocabulary = f"{len(pipe.tokenizer):,} tokens"
-    box(axes, 3.0, 4.3, GREY, "tokenizer", type(pipe.tokenizer).__name__, vocabulary)
-    box(axes, 6.4, 4.3, BLUE, "text encoder", *class_and_size(pipe.text_encoder))
-    box(axes, 3.0, 2.6, GREEN, "U-Net", *class_and_size(pipe.unet))
-    box(axes, 6.4, 2.6, ORANGE, "scheduler", type(pipe.scheduler).__name__, "no weights")
+    part_box(axes, 3.0, 4.3, GREY, "tokenizer", type(pipe.tokenizer).__name__, vocabulary)
+    part_box(axes, 6.4, 4.3, BLUE, "text encoder", *class_and_size(pipe.text_encoder))
+    part_box(axes, 3.0, 2.6, GREEN, "U-Net", *class_and_size(pipe.unet))
+    part_box(axes, 6.4, 2.6, ORANGE, "scheduler", type(pipe.scheduler).__name__, "no weights")
     whole, decoder = class_and_size(pipe.vae), class_and_size(pipe.vae.decoder)[1]
-    box(axes, 6.4, 0.75, PINK, "VAE decoder", whole[0], decoder)
+    part_box(axes, 6.4, 0.75, PINK, "VAE decoder", whole[0], decoder)
     small_picture(axes, 0.7, 2.6, latents_to_pil(step.model_input), "starting noise")
     small_picture(axes, 8.55, 2.6, latents_to_pil(trace.latents), "clean latents")
     small_picture(axes, 3.0, 0.75, trace.image, "the picture")
@@ -109,18 +118,14 @@ def parts_diagram(pipe: StableDiffusionPipeline, prompt: str, **settings: Any) -
 
 def class_and_size(part: nn.Module) -> tuple[str, str]:
     """Return the name of a part's class, and how many parameters it has."""
-    count = sum(weight.numel() for weight in part.parameters())
+    count = parameters(part)
     size = f"{count / 1e6:,.1f} million" if count >= 1e6 else f"{count:,}"
     return type(part).__name__, f"{size} parameters"
 
 
-def box(axes: Axes, x: float, y: float, colour: str, *lines: str) -> None:
+def part_box(axes: Axes, x: float, y: float, colour: str, *lines: str) -> None:
     """Draw a part as a box about (x, y): its name, and smaller below it what is known of it."""
-    patch = FancyBboxPatch(
-        (x - 0.9, y - 0.5), 1.8, 1.0, boxstyle="round,pad=0,rounding_size=0.1",
-        facecolor=colour + "22", edgecolor=colour, linewidth=1.8,
-    )  # fmt: skip
-    axes.add_patch(patch)
+    rounded_box(axes, x, y, 1.8, 1.0, facecolor=colour + "22", edgecolor=colour, linewidth=1.8)
     axes.text(x, y + 0.22, lines[0], size=11, weight="bold", ha="center", va="center", color=INK)
     axes.text(x, y - 0.16, "\n".join(lines[1:]), size=8.5, ha="center", va="center", color=INK)
 

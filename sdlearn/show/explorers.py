@@ -9,6 +9,7 @@ import ipywidgets as widgets
 from diffusers import StableDiffusionPipeline
 from IPython.display import HTML
 
+from sdlearn.show.figures import end_of
 from sdlearn.show.style import BLUE, GREY, PAPER
 from sdlearn.text import tokenize
 
@@ -16,7 +17,7 @@ from sdlearn.text import tokenize
 def token_boxes(pipe: StableDiffusionPipeline, prompt: str) -> str:
     """Return a prompt's tokens as HTML: a box each, its number below; padding is counted only."""
     tokens = tokenize(pipe, prompt)
-    end = int((tokens.ids == pipe.tokenizer.eos_token_id).nonzero()[0])
+    end = end_of(tokens)
     boxes = []
     for i in range(end + 1):
         name = {0: "start", end: "end"}.get(i, tokens.pieces[i].replace("</w>", "·"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -10,12 +9,21 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from torch import Tensor
 
 from sdlearn.attention import AttentionMaps
-from sdlearn.show.style import BLUE, GREY, HEAT, INK, PAPER, STYLE, new_figure
+from sdlearn.show.style import (
+    BLUE,
+    GREY,
+    HEAT,
+    INK,
+    PAPER,
+    STYLE,
+    new_figure,
+    plain,
+    rounded_box,
+)
 from sdlearn.text import Tokens
 
 
@@ -52,7 +60,7 @@ def pictures(images: Mapping[str, Image.Image], columns: int = 5, inches: float 
     rows = -(-len(images) // columns)
     figure = new_figure(columns * inches, rows * (inches + 0.28))
     for i, (title, image) in enumerate(images.items()):
-        wrapped = textwrap.fill(title, int(inches * 12))
+        wrapped = plain(title, int(inches * 12))
         axes = bare(figure.add_subplot(rows, columns, i + 1), wrapped)
         axes.imshow(image, interpolation="nearest")
     return figure
@@ -73,23 +81,24 @@ def heat_maps(image: Image.Image, maps: AttentionMaps, words: Sequence[str]) -> 
     return pictures({"the picture": image, **overlays}, columns=len(words) + 1)
 
 
+def end_of(tokens: Tokens) -> int:
+    """Return the position of the end token: it follows the last word, or the start."""
+    return 1 + max((p for at in tokens.words.values() for p in at), default=0)
+
+
 def tokens_strip(axes: Axes, tokens: Tokens, per_row: int = 26) -> None:
     """Draw the 77 tokens as boxes, in reading order; padding is grey."""
-    end = int((tokens.ids == tokens.ids[-1]).nonzero()[0])
+    end = end_of(tokens)
     rows = -(-len(tokens.pieces) // per_row)
     for i, piece in enumerate(tokens.pieces):
         x, y = i % per_row, rows - 1 - i // per_row
         word = 0 < i < end
         colour = BLUE if word else (GREY if i in (0, end) else "#E4E4E4")
-        box = FancyBboxPatch(
-            (x + 0.06, y + 0.12), 0.88, 0.76, boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor=colour, edgecolor="none",
-        )  # fmt: skip
-        axes.add_patch(box)
+        rounded_box(axes, x + 0.5, y + 0.5, 0.88, 0.76, facecolor=colour, edgecolor="none")
         name = {0: "start", end: "end"}.get(i, piece.replace("</w>", "") if word else "pad")
         size = min(8.0, 46 / max(len(name), 5))
         ink = "#9A9A9A" if i > end else PAPER
-        axes.text(x + 0.5, y + 0.5, name, size=size, ha="center", va="center", color=ink)
+        axes.text(x + 0.5, y + 0.5, plain(name), size=size, ha="center", va="center", color=ink)
     with mpl.rc_context(STYLE):
         axes.set(xlim=(0, per_row), ylim=(0, rows))
     bare(axes)

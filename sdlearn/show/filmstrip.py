@@ -13,7 +13,7 @@ from sdlearn.images import to_pil
 from sdlearn.latents import decode_latents
 from sdlearn.sampling import Step, Trace
 from sdlearn.show.figures import bare, latents_to_pil, map_overlay, tokens_strip
-from sdlearn.show.style import INK, new_figure
+from sdlearn.show.style import INK, new_figure, plain
 from sdlearn.text import tokenize
 
 STEPS_SHOWN = 6
@@ -46,23 +46,24 @@ def filmstrip(pipe: StableDiffusionPipeline, trace: Trace, maps: AttentionMaps) 
     heading(middle, "2  Step by step, the U-Net finds the noise and the scheduler takes it away")
     predicted = torch.cat([step.pred_original_sample[:1] for step in steps])
     decoded = [image for x in predicted for image in to_pil(pipe, decode_latents(pipe, x[None]))]
-    grid = middle.subplots(3, len(steps))
+    grid = middle.subplots(3, len(steps), squeeze=False)
     labels = ("latents", "predicted noise", "predicted picture")
     for column, (step, image) in enumerate(zip(steps, decoded)):
         noise = latents_to_pil(step.noise_pred)
         name = "starting noise" if column == 0 else f"step {step.i + 1}"
         for row, shown in enumerate((latents_to_pil(step.model_input), noise, image)):
-            show(grid[row][column], shown, f"{name}, t = {int(step.t)}" if row == 0 else "")
+            show(grid[row, column], shown, f"{name}, t = {int(step.t)}" if row == 0 else "")
             if column == 0:
-                side_label(grid[row][column], labels[row])
+                side_label(grid[row, column], labels[row])
 
     heading(bottom, "3  Where the picture listened to each word, over all steps, and the picture")
-    words = [word for word in tokens.words if word[0].isalnum()][:WORDS_SHOWN]
+    whole = [word for word in tokens.words if word not in tokens.truncated]
+    words = [word for word in whole if word[0].isalnum()][:WORDS_SHOWN]
     left, right = bottom.subfigures(1, 2, width_ratios=(4, 2))
     for i, word in enumerate(words):
         axes = left.add_subplot(2, 4, i + 1)
-        show(axes, map_overlay(trace.image, maps.heat_map(word)), f'"{word}"')
-    show(right.subplots(), trace.image, f'"{trace.prompts[0]}"')
+        show(axes, map_overlay(trace.image, maps.heat_map(word)), plain(f'"{word}"', 20))
+    show(right.subplots(), trace.image, plain(f'"{trace.prompts[0]}"', 48))
     return figure
 
 

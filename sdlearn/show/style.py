@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
+import unicodedata
 from typing import Any
 
 import matplotlib as mpl
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 # Okabe and Ito's colours, which remain distinct under the common colour blindnesses.
@@ -38,6 +42,31 @@ STYLE: dict[str, Any] = {
 }
 
 
+def plain(text: str, width: int = 1000, lines: int = 4) -> str:
+    """Return a text, such as a prompt, as a figure can show it: as it is, never as a formula.
+
+    Letters that the font lacks are named if they are emoji, and else become boxes.
+
+    Args:
+        text: any text.
+        width: letters a line.
+        lines: at most so many; what is left over becomes " …".
+    """
+    has = get_font(findfont(FontProperties())).get_char_index
+    shown = unicodedata.normalize("NFC", " ".join(text.split()))
+    shown = "".join(c if has(ord(c)) else _instead(c) for c in shown)
+    filled = textwrap.fill(shown, width, max_lines=lines, placeholder=" …")
+    return filled.replace("$", r"\$")
+
+
+def _instead(letter: str) -> str:
+    kind = unicodedata.category(letter)
+    if kind == "So":  # emoji and other pictures
+        return f"[{unicodedata.name(letter).lower()}]"
+    # What only changes its neighbour, such as a skin tone, goes; a letter leaves a box.
+    return "" if kind in ("Mn", "Me", "Cf", "Cc", "Sk") else "\N{WHITE SQUARE}"
+
+
 def new_figure(width: float = 8.0, height: float = 3.0) -> Figure:
     """Return an empty figure of ``width`` × ``height`` inches in the book's style.
 
@@ -52,6 +81,13 @@ def new_axes(width: float = 8.0, height: float = 3.0) -> tuple[Figure, Axes]:
     figure = new_figure(width, height)
     with mpl.rc_context(STYLE):
         return figure, figure.subplots()
+
+
+def rounded_box(axes: Axes, x: float, y: float, width: float, height: float, **look: Any) -> None:
+    """Draw a box with round corners about (x, y), in the units of the axes."""
+    corner = (x - width / 2, y - height / 2)
+    shape = "round,pad=0,rounding_size=0.1"
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, **look))
 
 
 def to_image(figure: Figure) -> Image.Image:

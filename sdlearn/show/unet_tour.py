@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from diffusers import UNet2DConditionModel
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
 from sdlearn.show.figures import bare
-from sdlearn.show.style import BLUE, GREEN, GREY, INK, ORANGE, PAPER, PINK, RED, new_figure
+from sdlearn.show.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PAPER,
+    PINK,
+    RED,
+    new_figure,
+    rounded_box,
+)
 from sdlearn.unet import Block
 
 # Class -> its colour and its name in the legend. Other kinds stand beside the U and are left out.
@@ -42,7 +53,7 @@ def unet_tour(blocks: Sequence[Block]) -> Figure:
         y = -ROW * sizes.index(block.output[2:])
         places[block.name] = x, y
         colour = KINDS[block.kind][0]
-        axes.add_patch(box(x, y, colour))
+        rounded_box(axes, x, y, WIDE, HIGH, facecolor=colour, edgecolor="none")
         size = 8 if len(blocks) < 32 else 6.5
         ink = PAPER if colour in (BLUE, GREY) else INK
         channels = str(block.output[1])
@@ -68,14 +79,6 @@ def unet_tour(blocks: Sequence[Block]) -> Figure:
     return figure
 
 
-def box(x: float, y: float, colour: str) -> FancyBboxPatch:
-    """Return a block as a box about (x, y)."""
-    return FancyBboxPatch(
-        (x - WIDE / 2, y - HIGH / 2), WIDE, HIGH, boxstyle="round,pad=0,rounding_size=0.1",
-        facecolor=colour, edgecolor="none",
-    )  # fmt: skip
-
-
 def draw_skips(axes: Axes, skips: Sequence[tuple[tuple[float, float], ...]]) -> None:
     """Draw lines over each row from block to block, one above the other: the innermost lowest."""
     lines: dict[float, int] = {}  # row -> lines drawn over it
@@ -84,3 +87,16 @@ def draw_skips(axes: Axes, skips: Sequence[tuple[tuple[float, float], ...]]) -> 
         bottom, top = y + HIGH / 2, y + HIGH / 2 + 0.22 * lines[y]
         points = [(start, bottom), (start, top), (end, top), (end, bottom)]
         axes.plot(*zip(*points), color=RED, linewidth=1, label="skip")
+
+
+def sd15_unet() -> UNet2DConditionModel:
+    """Return Stable Diffusion 1.5's U-Net as its ``unet/config.json`` says, weights at random.
+
+    Built within ``torch.device("meta")`` it takes neither time nor memory, and can be counted.
+    """
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=768,
+        attention_head_dim=8,  # diffusers' name for the number of heads in SD 1.x
+    )
