@@ -128,13 +128,9 @@ class AttentionMaps:
         if self.calls == 0:
             self._shape, self._start = sample.shape, self._find_text(sample, embeds)
             self._text = embeds[self._start :]
+        same = sample.shape == self._shape and torch.equal(embeds[self._start :], self._text)
         # Schedulers of second order go back a little; only a new picture begins above both.
-        again = self.calls > 0 and t > max(self._asked[-2:])
-        if (
-            again
-            or sample.shape != self._shape
-            or not torch.equal(embeds[self._start :], self._text)
-        ):
+        if not same or (self.calls > 0 and t > max(self._asked[-2:])):
             raise ValueError(
                 "a capture holds one prompt at one size, drawn once: it began with "
                 f"{tuple(self._shape)} at t = {self._asked[0]:.0f}, now got {tuple(sample.shape)} "

@@ -6,7 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,32 +119,32 @@ def _best_device() -> str:
 
 
 def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusionPipeline:
+    known, path = MODELS.get(name), Path(name)
+    if not known and path.is_file() and path.suffix == ".safetensors":
+        with _explained(name, "go online once, to fetch its layout, or load a folder"):
+            return StableDiffusionPipeline.from_single_file(name, torch_dtype=dtype)
+    if not known and not path.is_dir():
+        raise ValueError(
+            f"no model {name!r}; pass one of {[*MODELS]}, a folder in diffusers' layout, "
+            "a .safetensors file or a pipeline"
+        )
+    source, revision, fallback = known or Model(name)
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     if not safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
-    known, path = MODELS.get(name), Path(name)
-    if known and known.revision:
-        options |= {"revision": known.revision}
-        options |= {"variant": "fp16"} if dtype == torch.float16 else {}
-        remedy = f"go online once, to fetch it into the cache, or load({known.fallback!r})"
-        with _explained(name, remedy):
-            return StableDiffusionPipeline.from_pretrained(known.source, **options)
+    remedy = "point to a folder with a model_index.json and .safetensors files"
     if known:
-        with _explained(name, "install sdlearn again, its files are not whole"), _quiet():
-            pipe = StableDiffusionPipeline.from_pretrained(known.source, **options)
-        pipe.set_progress_bar_config(disable=True)  # a picture takes about a second
-        return pipe
-    if path.is_dir():
-        remedy = "point to a folder with a model_index.json and .safetensors files"
-        with _explained(name, remedy):
-            return StableDiffusionPipeline.from_pretrained(name, **options)
-    if path.is_file() and path.suffix == ".safetensors":
-        with _explained(name, "go online once, to fetch its layout, or load a folder"):
-            return StableDiffusionPipeline.from_single_file(name, torch_dtype=dtype)
-    raise ValueError(
-        f"no model {name!r}; pass one of {[*MODELS]}, a folder in diffusers' layout, "
-        "a .safetensors file or a pipeline"
-    )
+        remedy = "install sdlearn again, its files are not whole"
+    if revision:
+        options |= {"revision": revision}
+        options |= {"variant": "fp16"} if dtype == torch.float16 else {}
+        remedy = f"go online once, to fetch it into the cache, or load({fallback!r})"
+    quiet = name == "postcards"  # it takes a moment to load, and a picture about a second
+    with _explained(name, remedy), _no_bars() if quiet else nullcontext():
+        pipe = StableDiffusionPipeline.from_pretrained(source, **options)
+    if quiet:
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def _explained(name: str, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _no_bars() -> Iterator[None]:
     """Hide the loading bars of both libraries."""
     shown = [
         log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()

@@ -32,6 +32,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv("SDLEARN_MODEL", raising=False)
+    monkeypatch.delenv("SDLEARN_DEVICE")
 
 
 def same_weights(one, other):
