@@ -29,17 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
         help="only say what this computer has (for bug reports)",
     )
     args = parser.parse_args(arguments)
-    if args.environment:
-        from sdlearn.show import environment
-
-        print(environment())
-        return 0
     try:
-        draw(args)
+        if args.environment:
+            from sdlearn.show import environment
+
+            print(environment())
+        else:
+            draw(args)
     except KeyboardInterrupt:
-        print("sdlearn: stopped; nothing was written", file=sys.stderr)
+        print("sdlearn: stopped", file=sys.stderr)
         return 130
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         print(f"sdlearn: {reason(error)}", file=sys.stderr)
         return 2
     return 0
@@ -47,20 +47,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> None:
     """Draw the picture and the filmstrip, and write both, or neither."""
-    folder, name, seed = args.out.parent, args.out.name, args.seed
+    picture, folder = args.out, args.out.parent
     if not folder.is_dir():
-        raise ValueError(f"no folder {str(folder)!r} to write {name!r} to")
-    if args.out.suffix.lower() not in FORMATS or args.out.is_dir():
-        raise ValueError(f"cannot write to {str(args.out)!r}; name a file in one of {[*FORMATS]}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"--seed must be from 0 to 2**64 - 1, got {seed}")
+        raise ValueError(f"no folder {str(folder)!r} to write {picture.name!r} to")
+    if picture.suffix.lower() not in FORMATS:
+        raise ValueError(f"cannot write to {str(picture)!r}; name a file in one of {[*FORMATS]}")
+    strip = picture.with_name(f"{picture.stem}-filmstrip.png")
+    for file in (picture, strip):
+        if file.is_dir() or (file.exists() and not os.access(file, os.W_OK)):
+            raise ValueError(f"cannot write to {str(file)!r}; move it away, or name another file")
+    if not 0 <= args.seed < 2**64:
+        raise ValueError(f"--seed must be from 0 to 2**64 - 1, got {args.seed}")
     # Made before drawing, it shows that the folder can be written to.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".sdlearn-") as work:
-        files = name, f"{args.out.stem}-filmstrip.png"
-        write(args, *(Path(work) / file for file in files))
-        for file in files:
-            os.replace(Path(work) / file, folder / file)
-    print(f"picture:   {folder / files[0]}\nfilmstrip: {folder / files[1]}")
+        written = [Path(work) / file.name for file in (picture, strip)]
+        for file in written:
+            file.touch()
+        write(args, *written)
+        for file, target in zip(written, (picture, strip)):
+            os.replace(file, os.path.realpath(target))
+    print(f"picture:   {picture}\nfilmstrip: {strip}")
 
 
 def write(args: argparse.Namespace, picture: Path, strip: Path) -> None:

@@ -7,7 +7,7 @@ stays the same bit for bit whatever kernel draws it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sdlearn import checks
 from sdlearn.text import find_word, tokenize
-from sdlearn.unet import text_start
+from sdlearn.unet import drawing, text_start
 
 
 class AttentionMaps:
@@ -36,12 +36,13 @@ class AttentionMaps:
         self._sums: dict[str, Tensor] = {}  # layer -> (B, 77, h, w)
         self._kept: list[dict[str, Tensor]] = []  # the same for each call, if asked for
         self._pass: dict[str, Tensor] = {}  # the same for the call under way
-        self._keys: dict[str, Tensor] = {}  # layer -> (B*heads, 77, d), equal at every step
         self._encoded: list[tuple[Tensor, Tensor]] = []  # ids (N, 77), embeddings (N, 77, D)
         self._text = torch.empty(0)  # (B, 77, D), what the maps are about
         self._shape = torch.Size()  # (B or 2B, 4, h, w), what the U-Net was given
         self._start = 0  # first row of the text half
-        self._asked: list[float] = []  # the timestep of every call
+        self._first = self._last = 0.0  # the timesteps of the first call and of the latest
+        self._drawing: object = None  # the loop of ours that draws
+        self._texts = 0  # how much had been encoded when it began
 
     @property
     def layers(self) -> list[str]:
@@ -71,7 +72,7 @@ class AttentionMaps:
 
     def heat_map(
         self,
-        word: str,
+        word: str | Sequence[int],
         *,
         prompt: str | None = None,
         layer: str | None = None,
@@ -81,7 +82,7 @@ class AttentionMaps:
         """Return where the picture listened to a word, (H, W), from 0 at the least to 1.
 
         Args:
-            word: a word of the prompt; the mean, where it has several tokens or places.
+            word: a word of the prompt, or positions among its tokens; the mean over all of them.
             prompt: only needed if the prompt was encoded before the capture began.
             layer: one layer, or the mean over all.
             call: one call of the U-Net, or the mean over all.
@@ -96,11 +97,12 @@ class AttentionMaps:
                 "that is not compiled and max_pixels above the size of its smallest layer"
             )
         index = checks.whole("index", index, 0, len(self._text) - 1, "it counts the pictures")
-        positions = find_word(self._pipe, self._ids(index, prompt), word)
+        if isinstance(word, str):
+            word = find_word(self._pipe, self._ids(index, prompt), word)
         height, width = (side * self._pipe.vae_scale_factor for side in self._shape[2:])
         total = torch.zeros(height, width)
         for name in self.layers if layer is None else [layer]:
-            maps = self.probabilities(name, call)[index, positions]  # (tokens, h, w)
+            maps = self.probabilities(name, call)[index, list(word)]  # (tokens, h, w)
             one = maps.mean(0)[None, None].cpu()  # (1, 1, h, w)
             total += F.interpolate(one, (height, width), mode="bilinear")[0, 0]  # (H, W)
         low, high = total.aminmax()
@@ -115,7 +117,7 @@ class AttentionMaps:
         if named is None:
             raise ValueError('got prompt=None; name it, as in heat_map("cat", prompt="a cat")')
         if found is not None and not torch.equal(named, found):
-            raise ValueError(f"picture {index} had another prompt than {prompt!r}")
+            raise ValueError(f"picture {index} had another prompt than {prompt!r}; leave it out")
         return named
 
     def _see_text(self, encoder: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -124,39 +126,42 @@ class AttentionMaps:
     def _before_unet(self, unet: nn.Module, args: Any, kwargs: Any) -> None:
         given = dict(zip(("sample", "timestep", "encoder_hidden_states"), args)) | kwargs
         sample, embeds = given["sample"], given["encoder_hidden_states"]
-        t = float(torch.as_tensor(given["timestep"]).max())
+        t, loop = float(torch.as_tensor(given["timestep"]).max()), drawing.get()
         if self.calls == 0:
             self._shape, self._start = sample.shape, self._find_text(sample, embeds)
             self._text = embeds[self._start :]
+            self._first, self._drawing, self._texts = t, loop, len(self._encoded)
         same = sample.shape == self._shape and torch.equal(embeds[self._start :], self._text)
-        # Schedulers of second order go back a little; only a new picture begins above both.
-        if not same or (self.calls > 0 and t > max(self._asked[-2:])):
+        again = loop is not self._drawing
+        if text_start.get() is None and self.calls > 0:  # another's loop: go by what it does
+            encoded = len(self._encoded) > self._texts
+            again = self._last < self._first <= t or (encoded and t >= self._last)
+        if again or not same:
             raise ValueError(
                 "a capture holds one prompt at one size, drawn once: it began with "
-                f"{tuple(self._shape)} at t = {self._asked[0]:.0f}, now got {tuple(sample.shape)} "
+                f"{tuple(self._shape)} at t = {self._first:.0f}, now got {tuple(sample.shape)} "
                 f"at t = {t:.0f}; open a new `with capture_attention(pipe)` for each"
             )
-        self._pass = {}
-        self._asked.append(t)
+        self._pass, self._last = {}, t
 
     def _find_text(self, sample: Tensor, embeds: Tensor) -> int:
         """Return the first row of the text half: B under guidance, 0 without."""
-        told, count, half = text_start.get(), len(sample), len(sample) // 2
-        if told is not None:
-            return told
-        if count % 2 or not torch.equal(sample[:half], sample[half:]):
-            return 0  # Under guidance the U-Net gets the same latents twice.
+        start, count, half = text_start.get(), len(sample), len(sample) // 2
+        if start is not None or count == 1:
+            return start or 0
 
         def holds(start: int, encoded: Tensor) -> bool:  # maybe several images for each prompt
             rows = encoded.to(embeds).repeat_interleave((count - start) // len(encoded), 0)
             return torch.equal(embeds[start:], rows)
 
         starts = {s for s in (0, half) for _, encoded in self._encoded if holds(s, encoded)}
-        if len(starts) == 1:
-            return starts.pop()
+        if not torch.equal(sample[:half], sample[half:]):
+            starts -= {half}  # Under guidance the U-Net gets the same latents twice.
+        if len(starts) == 1 or (starts and torch.equal(embeds[:half], embeds[half:])):
+            return max(starts)
         raise ValueError(
             f"cannot tell which of the {count} rows are the prompt's and which the negative "
-            "prompt's; draw with text_to_image, or let pipe(...) encode it within the capture"
+            "prompt's; draw with text_to_image or denoise, or let pipe(...) encode both prompts"
         )
 
     @torch.no_grad()
@@ -168,9 +173,8 @@ class AttentionMaps:
         if h * w > self._max_pixels:
             return
         query = attn.head_to_batch_dim(hidden)  # (B*heads, h*w, d)
-        if name not in self._keys:
-            self._keys[name] = attn.head_to_batch_dim(attn.to_k(self._text))
-        scores = attn.get_attention_scores(query, self._keys[name])  # (B*heads, h*w, 77)
+        key = attn.head_to_batch_dim(attn.to_k(self._text))  # (B*heads, 77, d)
+        scores = attn.get_attention_scores(query, key)  # (B*heads, h*w, 77)
         scores = scores.view(len(hidden), attn.heads, h, w, -1)
         self._pass[name] = scores.mean(1, dtype=torch.float32).permute(0, 3, 1, 2)  # (B, 77, h, w)
 
@@ -197,7 +201,7 @@ def capture_attention(
     the block. Every hook is removed at the end of the block, also after an error.
 
     Args:
-        pipe: the pipeline; its U-Net must not be compiled.
+        pipe: the pipeline; its U-Net must not be compiled, and its adapters (LoRA) be there.
         layers: beginnings of layer names, such as ["mid_block", "up_blocks.1"]; by default all.
         max_pixels: skip layers with more positions. With 1024, maps go up to 32 x 32 and take
             about 2 MB a picture however many the steps.

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
-
-# What a U-Net may take besides latents, timestep and text; SD 1.x's and 2.x's do not.
-MORE_INPUTS = (
-    "time_cond_proj_dim",  # LCM: the guidance scale
-    "addition_embed_type",  # SDXL: sizes, and a second text
-    "encoder_hid_dim_type",  # IP-Adapter: a picture
-    "class_embed_type",
-)
 
 
 def pipeline(pipe: Any) -> None:
@@ -28,7 +19,9 @@ def pipeline(pipe: Any) -> None:
             "sdlearn.load(), or StableDiffusionPipeline.from_pipe(...) if it shares SD 1.x's parts"
         )
     config, channels = pipe.unet.config, pipe.vae.config.latent_channels
-    other = {name: config[name] for name in MORE_INPUTS if config.get(name) is not None}
+    # LCM's takes the guidance scale, SDXL's sizes and a second text, an IP-Adapter's a picture.
+    more = ("time_cond_proj_dim", "addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
+    other = {name: config[name] for name in more if config.get(name) is not None}
     if config.in_channels != channels:
         other["in_channels"] = config.in_channels
     if other:
@@ -63,13 +56,11 @@ def negative_prompts(negative_prompt: Any, batch_size: int) -> list[str]:
 
 
 def whole(name: str, value: Any, low: int, high: int, remedy: str) -> int:
-    """Return a whole number in ``low`` ... ``high``, NumPy's too, as an int; refuse all else."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+    """Return a whole number in ``low`` ... ``high`` as an int; NumPy's and torch's are taken."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}; {remedy}")
+    number = int(value)
     if not low <= number <= high:
         raise ValueError(f"{name} must be between {low} and {high}, got {number}; {remedy}")
     return number
@@ -78,7 +69,8 @@ def whole(name: str, value: Any, low: int, high: int, remedy: str) -> int:
 def real(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, remedy: str = ""
 ) -> float:
-    """Return a finite number in ``low`` ... ``high``, NumPy's too, as a float; refuse all else."""
+    """Return a finite number in ``low`` ... ``high`` as a float; NumPy's and torch's are taken."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}; {remedy}")
     number = float(value)
@@ -98,13 +90,14 @@ def guidance(scale: Any, rescale: Any = 0.0, eta: Any = 0.0) -> tuple[float, flo
     )
 
 
-def timestep(pipe: StableDiffusionPipeline, t: Any) -> None:
-    """Refuse all but one timestep that was trained."""
-    last = pipe.scheduler.config.num_train_timesteps - 1
+def timestep(pipe: StableDiffusionPipeline, t: Any) -> float | Tensor:
+    """Return one timestep; refuse a number that was not trained, and several timesteps."""
     if not isinstance(t, Tensor):
-        real("t", t, 0, last, "see scheduler.timesteps")
-    elif t.numel() != 1:
+        last = pipe.scheduler.config.num_train_timesteps - 1
+        return real("t", t, 0, last, "see scheduler.timesteps")
+    if t.numel() != 1:
         raise ValueError(f"t must be one timestep for all latents, got {t.numel()}; call once each")
+    return t.reshape(())
 
 
 def generators(value: Any, batch: int) -> None:
@@ -121,12 +114,12 @@ def size(pipe: StableDiffusionPipeline, height: Any, width: Any) -> tuple[int, i
     """Return a size in pixels; refuse one of which the VAE cannot make whole latents."""
     factor = pipe.vae_scale_factor
     remedy = f"use a multiple of {factor}, such as 64"
-    sides = {"height": height, "width": width}
-    for name, value in sides.items():
-        sides[name] = whole(name, value, factor, 8192, remedy)
+    height = whole("height", height, factor, 8192, remedy)
+    width = whole("width", width, factor, 8192, remedy)
+    for name, value in (("height", height), ("width", width)):
         if value % factor:
             raise ValueError(f"{name} must be divisible by {factor}, got {value}; {remedy}")
-    return sides["height"], sides["width"]
+    return height, width
 
 
 def latents(pipe: StableDiffusionPipeline, value: Any, name: str = "latents") -> None:
@@ -145,7 +138,7 @@ def latents(pipe: StableDiffusionPipeline, value: Any, name: str = "latents") ->
 
 def embeds(pipe: StableDiffusionPipeline, value: Any, batch: int, guided: bool) -> None:
     """Refuse embeddings that do not belong to ``batch`` latents, or to this U-Net."""
-    width = pipe.text_encoder.config.hidden_size
+    width = text_width(pipe.unet)
     rows = {2 * batch} if guided else {batch, 2 * batch}
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     if len(shape) != 3 or shape[0] not in rows or shape[2] != width:
@@ -153,3 +146,9 @@ def embeds(pipe: StableDiffusionPipeline, value: Any, batch: int, guided: bool) 
             f"prompt_embeds must have the shape ({2 * batch}, 77, {width}) for {batch} latents, "
             f"got {shape}; make them with encode_prompt(pipe, prompt)"
         )
+
+
+def text_width(unet: UNet2DConditionModel) -> int:
+    """Return the width D of the text that a U-Net reads; it may be said once for each block."""
+    width = unet.config.cross_attention_dim
+    return width if isinstance(width, int) else width[0]

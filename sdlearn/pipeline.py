@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -17,25 +17,12 @@ from transformers.utils import logging as transformers_logging
 
 from sdlearn import checks
 
-
-class Model(NamedTuple):
-    """A model that ``load`` knows by name.
-
-    ``source`` is a folder, or a repository on the Hugging Face hub and ``revision`` a commit there;
-    ``fallback`` names the model to use where this one cannot be had.
-    """
-
-    source: str
-    revision: str | None = None
-    fallback: str | None = None
-
-
-MODELS = {
-    "postcards": Model(str(Path(__file__).parent / "models" / "postcards")),
-    "sd15": Model(
-        source="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-        fallback="postcards",
+# Name -> a folder and None, or a repository on the Hugging Face hub and a commit there.
+MODELS: dict[str, tuple[str, str | None]] = {
+    "postcards": (str(Path(__file__).parent / "models" / "postcards"), None),
+    "sd15": (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     ),
 }
 
@@ -67,11 +54,14 @@ def load(
         RuntimeError: the model or the device cannot be had; says why and what to do.
         TypeError: not a pipeline.
     """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}; use torch.float16")
     if model is not None and not isinstance(model, (str, os.PathLike)):
         checks.pipeline(model)
-        return model.to(*(wish for wish in (device, dtype) if wish is not None))
-    named = device or os.environ.get("SDLEARN_DEVICE")
-    where = _device(named) if named else torch.device(_best_device())
+        wishes = None if device is None else _device(device), dtype
+        return model.to(*(wish for wish in wishes if wish is not None))
+    named = (os.environ.get("SDLEARN_DEVICE") or None) if device is None else device
+    where = torch.device(_best_device()) if named is None else _device(named)
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     asked = model or os.environ.get("SDLEARN_MODEL")
     name = str(asked or ("sd15" if where.type == "cuda" else "postcards"))
@@ -80,12 +70,13 @@ def load(
     try:
         pipe = _read(name, dtype, safety_checker)
     except RuntimeError as error:
-        fallback = MODELS[name].fallback if name in MODELS else None
-        if asked or fallback is None:
+        if asked or name == "postcards":
             raise
-        name, note = fallback, str(error)
+        name, note = "postcards", str(error)
         pipe = _read(name, dtype, safety_checker)
     checks.pipeline(pipe)
+    if (count := len(pipe.tokenizer)) < pipe.text_encoder.config.vocab_size:
+        raise ValueError(f"{name!r} has a tokenizer of {count} tokens; look for its missing files")
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
@@ -128,7 +119,7 @@ def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusio
             f"no model {name!r}; pass one of {[*MODELS]}, a folder in diffusers' layout, "
             "a .safetensors file or a pipeline"
         )
-    source, revision, fallback = known or Model(name)
+    source, revision = known or (name, None)
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     if not safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
@@ -138,7 +129,7 @@ def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusio
     if revision:
         options |= {"revision": revision}
         options |= {"variant": "fp16"} if dtype == torch.float16 else {}
-        remedy = f"go online once, to fetch it into the cache, or load({fallback!r})"
+        remedy = "go online once, to fetch it into the cache, or load('postcards')"
     quiet = name == "postcards"  # it takes a moment to load, and a picture about a second
     with _explained(name, remedy), _no_bars() if quiet else nullcontext():
         pipe = StableDiffusionPipeline.from_pretrained(source, **options)

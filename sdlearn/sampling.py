@@ -23,7 +23,7 @@ from sdlearn.images import to_pil
 from sdlearn.noise import split_prediction
 from sdlearn.pipeline import execution_device
 from sdlearn.text import encode_prompt
-from sdlearn.unet import latent_size, predict_noise
+from sdlearn.unet import drawing, latent_size, predict_noise, told
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -132,6 +132,7 @@ def initial_latents(
     Raises:
         ValueError, TypeError: an impossible size or number of steps.
     """
+    batch_size = checks.whole("batch_size", batch_size, 1, 4096, "it counts the pictures")
     checks.generators(generator, batch_size)
     factor = pipe.vae_scale_factor
     tall, wide = (side * factor for side in latent_size(pipe.unet))
@@ -194,7 +195,8 @@ def denoise(
         for i, t in enumerate(pipe.progress_bar(scheduler.timesteps[first:]), first):
             x_t = scheduler.scale_model_input(x, t)
             a = alpha_bar_at(scheduler, i, t)
-            noise = predict_noise(pipe, x_t, t, prompt_embeds, scale, guidance_rescale=rescale)
+            with told(drawing, scheduler):  # one for each loop
+                noise = predict_noise(pipe, x_t, t, prompt_embeds, scale, guidance_rescale=rescale)
             before, x = x, scheduler.step(noise.guided, t, x, **extra, return_dict=False)[0]
             yield Step(
                 i=i,
@@ -246,7 +248,8 @@ def text_to_image(
     Args:
         pipe: the pipeline.
         prompt: one prompt, or a list of B.
-        height: in pixels, a multiple of 8; what the model was trained on by default.
+        height: in pixels, a multiple of 8; what the model was trained on by default (``pipe(...)``
+            takes its default for both unless both are given).
         width: likewise.
         num_inference_steps: 1 to the number of training steps.
         guidance_scale: see ``predict_noise``.

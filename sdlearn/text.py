@@ -25,7 +25,7 @@ class Tokens:
         ids: (77,) integers: start, the prompt, end, padding.
         pieces: the 77 entries of the vocabulary; ``</w>`` marks the end of a word.
         words: each word, in the prompt's spelling, and its positions among the 77. Punctuation
-            and digits are words of their own.
+            and digits are words of their own. An accent and its letter are one character (NFC).
         truncated: the words that did not fit, wholly or in part, in order.
     """
 
@@ -46,29 +46,29 @@ def tokenize(pipe: StableDiffusionPipeline, prompt: str) -> Tokens:
     checks.prompts(prompt)
     # A word learnt by textual inversion may stand for several tokens. Word by word, because a long
     # prompt as a whole would log a warning about its length, which is what we are here to tell.
+    prompt = unicodedata.normalize("NFC", prompt)  # as the tokenizer does, which forgets places
     text = " ".join(pipe.maybe_convert_prompt(prompt.split(" "), pipe.tokenizer))
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(text, padding="max_length", max_length=limit, truncation=True).input_ids
     whole = pipe.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
 
     places: dict[int, list[int]] = {}  # number of the word in the text -> its positions
-    for position, number in enumerate(whole.word_ids()):
-        if number is not None:  # start and end belong to no word
-            places.setdefault(number, []).append(position)
+    for position, place in enumerate(whole.word_ids()):
+        if place is not None:  # start and end belong to no word
+            places.setdefault(place, []).append(position)
     words: dict[str, tuple[int, ...]] = {}
     truncated = []
     learnt = pipe.tokenizer.get_added_vocab()
     for positions in places.values():
         start, end = whole.offset_mapping[positions[0]][0], whole.offset_mapping[positions[-1]][1]
-        while unicodedata.combining(text[end : end + 1] or " "):
-            end += 1  # the tokenizer joins an accent to its letter, and forgets its place
         word = text[start:end]
-        if word in learnt and word.rpartition("_")[0] in learnt:
-            word = word.rpartition("_")[0]  # a learnt word's second vector, or a later one
+        first, _, number = word.rpartition("_")  # "<toy>_1" is the second vector of "<toy>"
+        further = number.isdigit() and {word, first} <= learnt.keys()
+        word = first if further else word
         kept = [p for p in positions if p < limit - 1]  # the last place is the end token's
         if kept:
             words[word] = (*words.get(word, ()), *kept)
-        if kept != positions:
+        if kept != positions and not further:
             truncated.append(word)
     pieces = tuple(pipe.tokenizer.convert_ids_to_tokens(ids))
     return Tokens(torch.tensor(ids), pieces, words, tuple(truncated))
@@ -83,6 +83,7 @@ def find_word(pipe: StableDiffusionPipeline, ids: Tensor, word: str) -> list[int
         ValueError: not among them; lists the words.
     """
     tokenizer = pipe.tokenizer
+    checks.prompts(word, "word")
     text = pipe.maybe_convert_prompt(word, tokenizer)
     wanted = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     had, count = ids.tolist(), len(wanted)
@@ -94,7 +95,8 @@ def find_word(pipe: StableDiffusionPipeline, ids: Tensor, word: str) -> list[int
     ]  # fmt: skip
     if not starts:
         words = tokenizer.decode(had, skip_special_tokens=True).split()
-        raise ValueError(f"no word {word!r} in the prompt; it reads: {words}")
+        cut = "; what does not fit into 77 tokens is cut off" if had[-2] != had[-1] else ""
+        raise ValueError(f"no word {word!r} in the prompt; it reads: {words}{cut}")
     return sorted({p for start in starts for p in range(start, start + count)})
 
 

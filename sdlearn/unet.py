@@ -7,6 +7,8 @@ loop in diffusers' ``StableDiffusionPipeline.__call__``. The blocks: Rombach et 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +21,20 @@ from torch.utils.hooks import RemovableHandle
 from sdlearn import checks
 from sdlearn.pipeline import execution_device
 
-# The row at which the text half of the batch begins: only we know, and capture_attention asks.
+# What only we know and capture_attention asks: at which row of the batch its text half begins, and
+# which loop draws.
 text_start: ContextVar[int | None] = ContextVar("text_start", default=None)
+drawing: ContextVar[object] = ContextVar("drawing", default=None)
+
+
+@contextmanager
+def told(variable: ContextVar, value: object) -> Iterator[None]:
+    """Let a variable have a value as long as the block runs."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 class NoisePrediction(NamedTuple):
@@ -63,33 +77,23 @@ def predict_noise(
         ValueError, TypeError: shapes that do not match, or guidance that is not finite.
     """
     guidance_scale, guidance_rescale, _ = checks.guidance(guidance_scale, guidance_rescale)
-    guided = guidance_scale > 1
-    checks.timestep(pipe, t)
+    t, count = checks.timestep(pipe, t), len(latents)
     checks.latents(pipe, latents)
-    checks.embeds(pipe, prompt_embeds, len(latents), guided)
-    if not guided:
-        text = _ask(pipe, latents, t, prompt_embeds[-len(latents) :], 0)  # (B, 4, h, w)
-        return NoisePrediction(None, text, text)
+    checks.embeds(pipe, prompt_embeds, count, guided=guidance_scale > 1)
+    if guidance_scale > 1:
+        latents = torch.cat([latents] * 2)  # (2B, 4, h, w)
+    embeds = prompt_embeds[-len(latents) :]  # as many rows; alone, the text half
+    with told(text_start, len(latents) - count):
+        both = pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
+    if not guidance_scale > 1:
+        return NoisePrediction(None, both, both)
 
-    twice = torch.cat([latents] * 2)  # (2B, 4, h, w)
-    both = _ask(pipe, twice, t, prompt_embeds, len(latents))
     unconditional, text = both.chunk(2)  # (B, 4, h, w) each
-    noise_pred = unconditional + guidance_scale * (text - unconditional)
+    guided = unconditional + guidance_scale * (text - unconditional)
     if guidance_rescale > 0:
-        spread = text.std((1, 2, 3), keepdim=True) / noise_pred.std((1, 2, 3), keepdim=True)
-        rescaled = noise_pred * spread
-        noise_pred = guidance_rescale * rescaled + (1 - guidance_rescale) * noise_pred
-    return NoisePrediction(unconditional, text, noise_pred)
-
-
-def _ask(
-    pipe: StableDiffusionPipeline, latents: Tensor, t: float | Tensor, embeds: Tensor, start: int
-) -> Tensor:
-    token = text_start.set(start)
-    try:
-        return pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
-    finally:
-        text_start.reset(token)
+        spread = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        guided = guidance_rescale * (guided * spread) + (1 - guidance_rescale) * guided
+    return NoisePrediction(unconditional, text, guided)
 
 
 class Block(NamedTuple):
@@ -130,16 +134,16 @@ def trace_blocks(
     if not isinstance(unet, UNet2DConditionModel):
         raise TypeError(f"expected a pipeline or its U-Net, got {type(unet).__name__}")
     where = unet.device if pipe is unet else execution_device(pipe)
-    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
+    channels = unet.config.in_channels
     if latents is None:
         latents = torch.zeros(1, channels, *latent_size(unet), device=where, dtype=unet.dtype)
     if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
-    width = width if isinstance(width, int) else width[0]  # or one for each block, all alike
+    text = latents.new_zeros(len(latents), 77, checks.text_width(unet))
     blocks: list[Block] = []
     handles = _note_blocks(unet, blocks)
     try:
-        unet(latents, 0, encoder_hidden_states=latents.new_zeros(len(latents), 77, width))
+        unet(latents, 0, encoder_hidden_states=text)
     finally:
         for handle in handles:
             handle.remove()

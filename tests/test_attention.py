@@ -177,15 +177,75 @@ def test_works_around_the_pipeline_itself(random_pipe, call):
     torch.testing.assert_close(theirs.heat_map("cat"), ours.heat_map("cat"), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("prompt", ["a cat", ""], ids=["encoded before", "the same twice"])
-def test_what_cannot_be_known_is_an_error(random_pipe, prompt):
-    text, other = sdlearn.encode_prompt(random_pipe, prompt).chunk(2)[::-1]
+def test_what_cannot_be_known_is_an_error(random_pipe):
+    text, other = sdlearn.encode_prompt(random_pipe, "a cat").chunk(2)[::-1]
     encoded = {"prompt_embeds": text, "negative_prompt_embeds": other}
     with (
-        pytest.raises(ValueError, match="cannot tell which of the 2 rows.*text_to_image"),
+        pytest.raises(
+            ValueError, match="cannot tell which of the 2 rows.*or denoise"
+        ),
         sdlearn.capture_attention(random_pipe),
     ):
-        random_pipe(**(encoded if prompt else {"prompt": ""}), num_inference_steps=1)
+        random_pipe(**encoded, num_inference_steps=1)
+
+
+def test_where_both_halves_are_the_same_either_will_do(random_pipe):
+    with sdlearn.capture_attention(random_pipe) as maps:
+        random_pipe("a cat", negative_prompt="a cat", num_inference_steps=1)
+    assert maps.probabilities(maps.layers[0]).shape[0] == 1
+    assert maps.heat_map("cat").max() == 1
+
+
+def test_a_retry_after_a_failed_pass_asks_with_its_own_prompt(random_pipe):
+    with sdlearn.capture_attention(random_pipe) as maps:
+        stop = random_pipe.unet.up_blocks[0].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sdlearn.text_to_image(random_pipe, ["a cat", "two"], num_inference_steps=1)
+        stop.remove()
+        draw(random_pipe)
+    with sdlearn.capture_attention(random_pipe) as alone:
+        draw(random_pipe)
+    assert maps.calls == 3
+    assert torch.equal(maps.heat_map("cat"), alone.heat_map("cat"))
+
+
+def loop_of(pipe, seed, **call):
+    latents = sdlearn.initial_latents(pipe, 3, generator=seeded(seed))
+    return sdlearn.denoise(pipe, latents, sdlearn.encode_prompt(pipe, PROMPT), **call)
+
+
+SECONDS = {
+    "in turn": lambda pipe: [*zip(loop_of(pipe, 0), loop_of(pipe, 1))],
+    "one abandoned": lambda pipe: (next(loop_of(pipe, 0)), next(loop_of(pipe, 1))),
+    "one step each": lambda pipe: [[*loop_of(pipe, i, num_inference_steps=1)] for i in (0, 1)],
+    "pipe, one step each": lambda pipe: [pipe(PROMPT, num_inference_steps=1) for _ in range(2)],
+    "pipe, fewer steps": lambda pipe: [pipe(PROMPT, num_inference_steps=n) for n in (4, 2)],
+    "pipe, no guidance": lambda pipe: [
+        pipe(prompt_embeds=sdlearn.encode_prompt(pipe, PROMPT)[1:], **unguided) for _ in range(2)
+    ],
+}
+unguided = {"guidance_scale": 1.0, "num_inference_steps": 2}
+
+
+@pytest.mark.parametrize("draw_two", SECONDS.values(), ids=SECONDS)
+def test_a_second_picture_is_refused(random_pipe, draw_two):
+    with (
+        pytest.raises(ValueError, match="one prompt at one size, drawn once"),
+        sdlearn.capture_attention(random_pipe),
+    ):
+        draw_two(random_pipe)
+
+
+def test_an_inverse_scheduler_draws_one_picture(random_pipe, monkeypatch):
+    """Its timesteps rise."""
+    scheduler = diffusers.DDIMInverseScheduler.from_config(random_pipe.scheduler.config)
+    monkeypatch.setattr(random_pipe, "scheduler", scheduler)
+    with sdlearn.capture_attention(random_pipe) as maps:
+        random_pipe(PROMPT, num_inference_steps=4)
+    assert maps.calls == 4
+    with sdlearn.capture_attention(random_pipe) as maps:
+        draw(random_pipe, num_inference_steps=4)
+    assert maps.calls == 4
 
 
 def test_a_call_of_the_unet_by_position(random_pipe):

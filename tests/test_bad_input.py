@@ -32,7 +32,7 @@ CALLS = [
     ({"eta": 2.0}, ValueError, r"eta must be between 0 and 1, got 2; 0 adds no noise"),
     ({"eta": -0.1}, ValueError, r"eta must be between 0 and 1, got -0.1"),
     ({"guidance_scale": True}, TypeError, r"guidance_scale must be a number, got True"),
-    ({"num_inference_steps": np.float64(2)}, TypeError, r"whole number, got np.float64\(2.0\)"),
+    ({"num_inference_steps": np.float64(2)}, TypeError, r"whole number, got 2.0"),
     ({"generator": 0}, TypeError, r"torch.Generator, got 0; for a seed pass .*manual_seed\(0\)"),
     ({"generator": [None]}, TypeError, r"torch.Generator, got None"),
     ({"height": 60}, ValueError, r"height must be divisible by 8, got 60; use a multiple of 8"),

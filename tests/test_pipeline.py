@@ -16,7 +16,6 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 import sdlearn
-from sdlearn.pipeline import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,6 @@ def test_sd15_is_the_pinned_one(random_pipe, monkeypatch, dtype, variant, safe):
     assert asked["torch_dtype"] == dtype
     assert asked.get("variant") == variant
     assert ("safety_checker" in asked) is not safe
-    assert MODELS[MODELS["sd15"].fallback].fallback is None
 
 
 def test_single_file(random_pipe, monkeypatch, tmp_path, offline):

@@ -139,7 +139,8 @@ def no_model(monkeypatch):
     [
         (["--out", "no-such-folder/cat.png"], "no folder 'no-such-folder' to write 'cat.png' to"),
         (["--out", "cat.txt"], "cannot write to 'cat.txt'; name a file in one of ['.png',"),
-        (["--out", "."], "cannot write to '.'"),
+        (["--out", "."], "cannot write to '.'; name a file in one of"),
+        (["--out", "d.png"], "cannot write to 'd-filmstrip.png'; move it away"),
         (["--out", "taken.png"], "cannot write to 'taken.png'"),
         (["--seed", str(2**70)], "--seed must be from 0 to 2**64 - 1, got 11805"),
         (["--seed", "-1"], "--seed must be from 0 to 2**64 - 1, got -1"),
@@ -150,11 +151,12 @@ def test_the_command_checks_before_it_draws(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.png").mkdir()
+    (tmp_path / "d-filmstrip.png").mkdir()
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"sdlearn: {named}")
     assert said.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"taken.png", "d-filmstrip.png"}
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, capsys, no_model):
@@ -193,7 +195,7 @@ def test_the_command_says_what_was_wrong_and_writes_nothing(
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (KeyboardInterrupt(), 130, "sdlearn: stopped; nothing was written"),
+        (KeyboardInterrupt(), 130, "sdlearn: stopped"),
         (OSError(28, "No space left on device"), 2, "sdlearn: [Errno 28] No space left on device"),
     ],
     ids=["Ctrl-C", "full disk"],

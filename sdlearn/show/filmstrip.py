@@ -45,7 +45,7 @@ def filmstrip(pipe: StableDiffusionPipeline, trace: Trace, maps: AttentionMaps) 
 
     heading(middle, "2  Step by step, the U-Net finds the noise and the scheduler takes it away")
     predicted = torch.cat([step.pred_original_sample[:1] for step in steps])
-    decoded = [image for x in predicted for image in to_pil(pipe, decode_latents(pipe, x[None]))]
+    decoded = to_pil(pipe, decode_latents(pipe, predicted))
     grid = middle.subplots(3, len(steps), squeeze=False)
     labels = ("latents", "predicted noise", "predicted picture")
     for column, (step, image) in enumerate(zip(steps, decoded)):
@@ -57,12 +57,11 @@ def filmstrip(pipe: StableDiffusionPipeline, trace: Trace, maps: AttentionMaps) 
                 side_label(grid[row, column], labels[row])
 
     heading(bottom, "3  Where the picture listened to each word, over all steps, and the picture")
-    whole = [word for word in tokens.words if word not in tokens.truncated]
-    words = [word for word in whole if word[0].isalnum()][:WORDS_SHOWN]
+    words = [word for word in tokens.words if word[0].isalnum()][:WORDS_SHOWN]
     left, right = bottom.subfigures(1, 2, width_ratios=(4, 2))
     for i, word in enumerate(words):
-        axes = left.add_subplot(2, 4, i + 1)
-        show(axes, map_overlay(trace.image, maps.heat_map(word)), plain(f'"{word}"', 20))
+        overlay = map_overlay(trace.image, maps.heat_map(tokens.words[word]))
+        show(left.add_subplot(2, 4, i + 1), overlay, plain(f'"{word}"', 20))
     show(right.subplots(), trace.image, plain(f'"{trace.prompts[0]}"', 48))
     return figure
 
