@@ -36,6 +36,7 @@ class AttentionMaps:
         self._sums: dict[str, Tensor] = {}  # layer -> (B, 77, h, w)
         self._kept: list[dict[str, Tensor]] = []  # the same for each call, if asked for
         self._pass: dict[str, Tensor] = {}  # the same for the call under way
+        self._keys: dict[str, Tensor] = {}  # layer -> (B*heads, 77, d), equal at every step
         self._encoded: list[tuple[Tensor, Tensor]] = []  # ids (N, 77), embeddings (N, 77, D)
         self._text = torch.empty(0)  # (B, 77, D), what the maps are about
         self._shape = torch.Size()  # (B or 2B, 4, h, w), what the U-Net was given
@@ -129,7 +130,7 @@ class AttentionMaps:
         t, loop = float(torch.as_tensor(given["timestep"]).max()), drawing.get()
         if self.calls == 0:
             self._shape, self._start = sample.shape, self._find_text(sample, embeds)
-            self._text = embeds[self._start :]
+            self._text, self._keys = embeds[self._start :], {}
             self._first, self._drawing, self._texts = t, loop, len(self._encoded)
         same = sample.shape == self._shape and torch.equal(embeds[self._start :], self._text)
         again = loop is not self._drawing
@@ -173,8 +174,9 @@ class AttentionMaps:
         if h * w > self._max_pixels:
             return
         query = attn.head_to_batch_dim(hidden)  # (B*heads, h*w, d)
-        key = attn.head_to_batch_dim(attn.to_k(self._text))  # (B*heads, 77, d)
-        scores = attn.get_attention_scores(query, key)  # (B*heads, h*w, 77)
+        if name not in self._keys:
+            self._keys[name] = attn.head_to_batch_dim(attn.to_k(self._text))
+        scores = attn.get_attention_scores(query, self._keys[name])  # (B*heads, h*w, 77)
         scores = scores.view(len(hidden), attn.heads, h, w, -1)
         self._pass[name] = scores.mean(1, dtype=torch.float32).permute(0, 3, 1, 2)  # (B, 77, h, w)
 
