@@ -181,9 +181,7 @@ def test_what_cannot_be_known_is_an_error(random_pipe):
     text, other = sdlearn.encode_prompt(random_pipe, "a cat").chunk(2)[::-1]
     encoded = {"prompt_embeds": text, "negative_prompt_embeds": other}
     with (
-        pytest.raises(
-            ValueError, match="cannot tell which of the 2 rows.*or denoise"
-        ),
+        pytest.raises(ValueError, match="cannot tell which of the 2 rows.*or denoise"),
         sdlearn.capture_attention(random_pipe),
     ):
         random_pipe(**encoded, num_inference_steps=1)
