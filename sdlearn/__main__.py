@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--negative-prompt", default="", help="what to steer away from")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     parser.add_argument("--out", type=Path, default=Path("postcard.png"), help="the picture's file")
     parser.add_argument(
         "--environment",
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(environment())
         else:
-            draw(args)
+            draw_to_files(args)
     except KeyboardInterrupt:
         print("sdlearn: stopped", file=sys.stderr)
         return 130
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def draw(args: argparse.Namespace) -> None:
-    """Draw the picture and the filmstrip, and write both, or neither."""
+def draw_to_files(args: argparse.Namespace) -> None:
+    """Draw into a folder beside the targets; move the files there when both are whole."""
     picture, folder = args.out, args.out.parent
     if not folder.is_dir():
         raise ValueError(f"no folder {str(folder)!r} to write {picture.name!r} to")
     if picture.suffix.lower() not in FORMATS:
-        raise ValueError(f"cannot write to {str(picture)!r}; name a file in one of {[*FORMATS]}")
+        raise ValueError(f"cannot write to {str(picture)!r}; its name must end in {FORMATS}")
     strip = picture.with_name(f"{picture.stem}-filmstrip.png")
     for file in (picture, strip):
         if file.is_dir() or (file.exists() and not os.access(file, os.W_OK)):
@@ -63,14 +63,14 @@ def draw(args: argparse.Namespace) -> None:
         written = [Path(work) / file.name for file in (picture, strip)]
         for file in written:
             file.touch()
-        write(args, *written)
+        draw(args, *written)
         for file, target in zip(written, (picture, strip)):
-            os.replace(file, os.path.realpath(target))
+            os.replace(file, os.path.realpath(target))  # a link stays a link
     print(f"picture:   {picture}\nfilmstrip: {strip}")
 
 
-def write(args: argparse.Namespace, picture: Path, strip: Path) -> None:
-    """Draw, and write the two files."""
+def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
+    """Draw, and save the picture and the filmstrip."""
     import torch
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

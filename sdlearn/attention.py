@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from sdlearn import checks
 from sdlearn.text import find_word, tokenize
-from sdlearn.unet import drawing, text_start
+from sdlearn.unet import current_loop, text_start
 
 
 class AttentionMaps:
-    """The maps of one batch of B pictures: text half only, mean over heads, summed over calls.
+    """The maps of one batch of B pictures: text half only, mean over heads and calls.
 
     Attributes:
         calls: how many times the U-Net ran; with PNDM and Heun more often than once a step.
@@ -35,15 +35,15 @@ class AttentionMaps:
         self._pipe, self._max_pixels, self._keep_calls = pipe, max_pixels, keep_calls
         self._sums: dict[str, Tensor] = {}  # layer -> (B, 77, h, w)
         self._kept: list[dict[str, Tensor]] = []  # the same for each call, if asked for
-        self._pass: dict[str, Tensor] = {}  # the same for the call under way
+        self._this_call: dict[str, Tensor] = {}  # the same for the call under way
         self._keys: dict[str, Tensor] = {}  # layer -> (B*heads, 77, d), equal at every step
         self._encoded: list[tuple[Tensor, Tensor]] = []  # ids (N, 77), embeddings (N, 77, D)
         self._text = torch.empty(0)  # (B, 77, D), what the maps are about
         self._shape = torch.Size()  # (B or 2B, 4, h, w), what the U-Net was given
         self._start = 0  # first row of the text half
         self._first = self._last = 0.0  # the timesteps of the first call and of the latest
-        self._drawing: object = None  # the loop of ours that draws
-        self._texts = 0  # how much had been encoded when it began
+        self._loop: object = None  # the ``denoise`` that draws, or None
+        self._encoded_at_start = 0
 
     @property
     def layers(self) -> list[str]:
@@ -55,7 +55,7 @@ class AttentionMaps:
 
         Args:
             layer: a name from ``layers``.
-            call: which call of the U-Net (``Step.i``), or the mean over all.
+            call: which call of the U-Net, counted from 0; by default the mean over all.
 
         Raises:
             ValueError: an unknown layer, or a call that was not kept.
@@ -66,8 +66,8 @@ class AttentionMaps:
             return self._sums[layer] / self.calls
         if not 0 <= call < len(self._kept):
             raise ValueError(
-                f"call {call} was not kept: {len(self._kept)} of {self.calls} were; "
-                "use capture_attention(pipe, keep_calls=True)"
+                f"call {call} was not kept: {len(self._kept)} of {self.calls} were; count from 0, "
+                "and keep them with capture_attention(pipe, keep_calls=True)"
             )
         return self._kept[call][layer]
 
@@ -85,8 +85,8 @@ class AttentionMaps:
         Args:
             word: a word of the prompt, or positions among its tokens; the mean over all of them.
             prompt: only needed if the prompt was encoded before the capture began.
-            layer: one layer, or the mean over all.
-            call: one call of the U-Net, or the mean over all.
+            layer: one layer; by default the mean over all.
+            call: see ``probabilities``.
             index: which picture of the batch.
 
         Raises:
@@ -95,7 +95,7 @@ class AttentionMaps:
         if not self._sums:
             raise ValueError(
                 "0 maps were captured; draw inside the with block and in its thread, with a U-Net "
-                "that is not compiled and max_pixels above the size of its smallest layer"
+                "that is not compiled and max_pixels not under the positions of its smallest layer"
             )
         index = checks.whole("index", index, 0, len(self._text) - 1, "it counts the pictures")
         if isinstance(word, str):
@@ -127,15 +127,17 @@ class AttentionMaps:
     def _before_unet(self, unet: nn.Module, args: Any, kwargs: Any) -> None:
         given = dict(zip(("sample", "timestep", "encoder_hidden_states"), args)) | kwargs
         sample, embeds = given["sample"], given["encoder_hidden_states"]
-        t, loop = float(torch.as_tensor(given["timestep"]).max()), drawing.get()
+        t, loop = float(torch.as_tensor(given["timestep"]).max()), current_loop.get()
         if self.calls == 0:
             self._shape, self._start = sample.shape, self._find_text(sample, embeds)
             self._text, self._keys = embeds[self._start :], {}
-            self._first, self._drawing, self._texts = t, loop, len(self._encoded)
+            self._first, self._loop, self._encoded_at_start = t, loop, len(self._encoded)
         same = sample.shape == self._shape and torch.equal(embeds[self._start :], self._text)
-        again = loop is not self._drawing
-        if text_start.get() is None and self.calls > 0:  # another's loop: go by what it does
-            encoded = len(self._encoded) > self._texts
+        again = loop is not self._loop
+        if text_start.get() is None and self.calls > 0:
+            # pipe(...) does not say when it begins. It began anew if t fell and is back at the
+            # first one, or did not fall although a prompt was encoded since.
+            encoded = len(self._encoded) > self._encoded_at_start
             again = self._last < self._first <= t or (encoded and t >= self._last)
         if again or not same:
             raise ValueError(
@@ -143,7 +145,7 @@ class AttentionMaps:
                 f"{tuple(self._shape)} at t = {self._first:.0f}, now got {tuple(sample.shape)} "
                 f"at t = {t:.0f}; open a new `with capture_attention(pipe)` for each"
             )
-        self._pass, self._last = {}, t
+        self._this_call, self._last = {}, t
 
     def _find_text(self, sample: Tensor, embeds: Tensor) -> int:
         """Return the first row of the text half: B under guidance, 0 without."""
@@ -151,13 +153,14 @@ class AttentionMaps:
         if start is not None or count == 1:
             return start or 0
 
-        def holds(start: int, encoded: Tensor) -> bool:  # maybe several images for each prompt
-            rows = encoded.to(embeds).repeat_interleave((count - start) // len(encoded), 0)
-            return torch.equal(embeds[start:], rows)
+        def holds(row: int, encoded: Tensor) -> bool:  # several times with num_images_per_prompt
+            rows = encoded.to(embeds).repeat_interleave((count - row) // len(encoded), 0)
+            return torch.equal(embeds[row:], rows)
 
-        starts = {s for s in (0, half) for _, encoded in self._encoded if holds(s, encoded)}
+        starts = {row for row in (0, half) for _, encoded in self._encoded if holds(row, encoded)}
         if not torch.equal(sample[:half], sample[half:]):
             starts -= {half}  # Under guidance the U-Net gets the same latents twice.
+        # If both halves hold the same text, it does not matter which of them is the prompt's.
         if len(starts) == 1 or (starts and torch.equal(embeds[:half], embeds[half:])):
             return max(starts)
         raise ValueError(
@@ -178,15 +181,17 @@ class AttentionMaps:
             self._keys[name] = attn.head_to_batch_dim(attn.to_k(self._text))
         scores = attn.get_attention_scores(query, self._keys[name])  # (B*heads, h*w, 77)
         scores = scores.view(len(hidden), attn.heads, h, w, -1)
-        self._pass[name] = scores.mean(1, dtype=torch.float32).permute(0, 3, 1, 2)  # (B, 77, h, w)
+        self._this_call[name] = scores.mean(1, dtype=torch.float32).permute(
+            0, 3, 1, 2
+        )  # (B, 77, h, w)
 
     def _after_unet(self, unet: nn.Module, args: Any, output: Any) -> None:
-        """Count the pass: only now, for one that was interrupted would leave half its layers."""
+        """Add the maps up, not earlier: a call that was interrupted has only some of its layers."""
         self.calls += 1
-        for name, maps in self._pass.items():
+        for name, maps in self._this_call.items():
             self._sums[name] = self._sums[name] + maps if name in self._sums else maps
         if self._keep_calls:
-            self._kept.append(self._pass)
+            self._kept.append(self._this_call)
 
 
 @contextmanager
@@ -203,7 +208,7 @@ def capture_attention(
     the block. Every hook is removed at the end of the block, also after an error.
 
     Args:
-        pipe: the pipeline; its U-Net must not be compiled, and its adapters (LoRA) be there.
+        pipe: the pipeline; its U-Net must not be compiled, and adapters (LoRA) be loaded before.
         layers: beginnings of layer names, such as ["mid_block", "up_blocks.1"]; by default all.
         max_pixels: skip layers with more positions. With 1024, maps go up to 32 x 32 and take
             about 2 MB a picture however many the steps.
@@ -213,8 +218,9 @@ def capture_attention(
         The ``AttentionMaps``, which fill while the block runs.
 
     Raises:
-        ValueError: no such layer; while it runs, a second picture, or rows of a batch of which
-            nobody can tell whether they are the prompt's or the negative prompt's.
+        ValueError: no such layer; inside the block, a second picture, or a batch in which the
+            prompt's rows cannot be told from the negative prompt's. Only a loop written by hand
+            around ``predict_noise`` is not recognised when it starts again.
     """
     checks.pipeline(pipe)
     modules = {name: m for name, m in pipe.unet.named_modules() if name.endswith("attn2")}
@@ -224,16 +230,16 @@ def capture_attention(
         raise ValueError(f"no layer matches layers={layers!r}; choose of {[*modules]}")
     maps, thread = AttentionMaps(pipe, max_pixels, keep_calls), get_ident()
 
-    def mine(hook: Callable[..., None]) -> Callable[..., None]:
+    def in_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
         return lambda *seen: hook(*seen) if get_ident() == thread else None
 
     handles = [
-        pipe.text_encoder.register_forward_hook(mine(maps._see_text), with_kwargs=True),
-        pipe.unet.register_forward_pre_hook(mine(maps._before_unet), with_kwargs=True),
-        pipe.unet.register_forward_hook(mine(maps._after_unet)),
+        pipe.text_encoder.register_forward_hook(in_this_thread(maps._see_text), with_kwargs=True),
+        pipe.unet.register_forward_pre_hook(in_this_thread(maps._before_unet), with_kwargs=True),
+        pipe.unet.register_forward_hook(in_this_thread(maps._after_unet)),
     ]
     for name, module in chosen.items():
-        hook = mine(partial(maps._see_query, name, module))
+        hook = in_this_thread(partial(maps._see_query, name, module))
         handles.append(module.to_q.register_forward_hook(hook))  # every processor asks to_q
     try:
         yield maps

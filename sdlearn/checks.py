@@ -26,8 +26,8 @@ def pipeline(pipe: Any) -> None:
         other["in_channels"] = config.in_channels
     if other:
         raise ValueError(
-            f"this U-Net is of another family than Stable Diffusion 1.x, got {other}; use one that "
-            f'takes {channels} channels, timestep and text alone, such as load("sd15")'
+            f"this U-Net is of another family than Stable Diffusion 1.x and 2.x, got {other}; use "
+            f'one that takes {channels} channels, timestep and text alone, such as load("sd15")'
         )
 
 
@@ -50,7 +50,7 @@ def negative_prompts(negative_prompt: Any, batch_size: int) -> list[str]:
     negatives = negatives * batch_size if isinstance(negative_prompt, str) else negatives
     if len(negatives) != batch_size:
         raise ValueError(
-            f"got {len(negatives)} negative prompts for {batch_size} prompts; pass one string"
+            f"got {len(negatives)} negative prompts for {batch_size} prompts; pass one for all"
         )
     return negatives
 
@@ -86,12 +86,12 @@ def guidance(scale: Any, rescale: Any = 0.0, eta: Any = 0.0) -> tuple[float, flo
     return (
         real("guidance_scale", scale, remedy="7.5 is usual"),
         real("guidance_rescale", rescale, remedy="0.0 leaves it out"),
-        real("eta", eta, 0, 1, "0 adds no noise, 1 is DDPM"),  # above 1, more than there is
+        real("eta", eta, 0, 1, "0 adds no noise, 1 is DDPM"),  # above 1, a root of less than 0
     )
 
 
 def timestep(pipe: StableDiffusionPipeline, t: Any) -> float | Tensor:
-    """Return one timestep; refuse a number that was not trained, and several timesteps."""
+    """Return one timestep; refuse several, and a number out of range (tensors are trusted)."""
     if not isinstance(t, Tensor):
         last = pipe.scheduler.config.num_train_timesteps - 1
         return real("t", t, 0, last, "see scheduler.timesteps")
@@ -130,7 +130,7 @@ def latents(pipe: StableDiffusionPipeline, value: Any, name: str = "latents") ->
     if value.ndim != 4 or value.shape[1] != channels or 0 in value.shape:
         raise ValueError(
             f"{name} must have the shape (B, {channels}, H/8, W/8), got {tuple(value.shape)}; "
-            "add a missing batch dimension with latents[None]"
+            f"add a missing batch dimension with {name}[None]"
         )
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floats, got {value.dtype}; use .float()")
@@ -140,11 +140,12 @@ def embeds(pipe: StableDiffusionPipeline, value: Any, batch: int, guided: bool) 
     """Refuse embeddings that do not belong to ``batch`` latents, or to this U-Net."""
     width = text_width(pipe.unet)
     rows = {2 * batch} if guided else {batch, 2 * batch}
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if len(shape) != 3 or shape[0] not in rows or shape[2] != width:
+    fits = isinstance(value, Tensor) and value.ndim == 3
+    if not fits or value.shape[0] not in rows or value.shape[2] != width:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"prompt_embeds must have the shape ({2 * batch}, 77, {width}) for {batch} latents, "
-            f"got {shape}; make them with encode_prompt(pipe, prompt)"
+            f"got {got}; make them with encode_prompt(pipe, prompt)"
         )
 
 

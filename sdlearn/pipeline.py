@@ -39,15 +39,16 @@ def load(
     Args:
         model: "postcards", "sd15", a folder in diffusers' layout, a ``.safetensors`` checkpoint,
             or a pipeline, which is only checked, and moved if asked. By default the environment
-            variable ``SDLEARN_MODEL``; else sd15 where there is a CUDA GPU and its weights can be
-            had; else postcards.
+            variable ``SDLEARN_MODEL``; else sd15 if the device is CUDA and its weights can be had;
+            else postcards.
         device: by default the environment variable ``SDLEARN_DEVICE``; else the GPU if there is
             one.
-        dtype: float16 on CUDA, float32 elsewhere.
+        dtype: by default float16 on CUDA, float32 elsewhere; a given pipeline keeps its own.
         safety_checker: False leaves out the part of sd15 that blacks out unsafe pictures.
 
     Returns:
-        The pipeline, in evaluation mode, with frozen weights (fine-tuning thaws what it needs).
+        The pipeline. A loaded one is in evaluation mode, its weights frozen (fine-tuning thaws what
+        it needs); a given one keeps its state.
 
     Raises:
         ValueError: no model of that name, or one that is not built as Stable Diffusion 1.x is.
@@ -58,8 +59,7 @@ def load(
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}; use torch.float16")
     if model is not None and not isinstance(model, (str, os.PathLike)):
         checks.pipeline(model)
-        wishes = None if device is None else _device(device), dtype
-        return model.to(*(wish for wish in wishes if wish is not None))
+        return model.to(device=None if device is None else _device(device), dtype=dtype)
     named = (os.environ.get("SDLEARN_DEVICE") or None) if device is None else device
     where = torch.device(_best_device()) if named is None else _device(named)
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
@@ -123,14 +123,16 @@ def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusio
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     if not safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
-    remedy = "point to a folder with a model_index.json and .safetensors files"
-    if known:
-        remedy = "install sdlearn again, its files are not whole"
     if revision:
-        options |= {"revision": revision}
-        options |= {"variant": "fp16"} if dtype == torch.float16 else {}
+        options["revision"] = revision
+        if dtype == torch.float16:
+            options["variant"] = "fp16"
         remedy = "go online once, to fetch it into the cache, or load('postcards')"
-    quiet = name == "postcards"  # it takes a moment to load, and a picture about a second
+    elif known:
+        remedy = "install sdlearn again, its files are not whole"
+    else:
+        remedy = "point to a folder with a model_index.json and .safetensors files"
+    quiet = name == "postcards"  # a progress bar is of no use for what takes a second
     with _explained(name, remedy), _no_bars() if quiet else nullcontext():
         pipe = StableDiffusionPipeline.from_pretrained(source, **options)
     if quiet:

@@ -44,18 +44,18 @@ def tokenize(pipe: StableDiffusionPipeline, prompt: str) -> Tokens:
     if not isinstance(prompt, str):
         raise TypeError(f"tokenize takes one string, got {prompt!r}; call it once for each")
     checks.prompts(prompt)
-    # A word learnt by textual inversion may stand for several tokens. Word by word, because a long
-    # prompt as a whole would log a warning about its length, which is what we are here to tell.
     prompt = unicodedata.normalize("NFC", prompt)  # as the tokenizer does, which forgets places
+    # A word learnt by textual inversion may stand for several tokens. Word by word, since a long
+    # prompt at once would log a warning, and ``truncated`` says the same.
     text = " ".join(pipe.maybe_convert_prompt(prompt.split(" "), pipe.tokenizer))
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(text, padding="max_length", max_length=limit, truncation=True).input_ids
     whole = pipe.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
 
     places: dict[int, list[int]] = {}  # number of the word in the text -> its positions
-    for position, place in enumerate(whole.word_ids()):
-        if place is not None:  # start and end belong to no word
-            places.setdefault(place, []).append(position)
+    for position, word_index in enumerate(whole.word_ids()):
+        if word_index is not None:  # start and end belong to no word
+            places.setdefault(word_index, []).append(position)
     words: dict[str, tuple[int, ...]] = {}
     truncated = []
     learnt = pipe.tokenizer.get_added_vocab()
@@ -88,13 +88,14 @@ def find_word(pipe: StableDiffusionPipeline, ids: Tensor, word: str) -> list[int
     wanted = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     had, count = ids.tolist(), len(wanted)
     ends = [piece.endswith("</w>") for piece in tokenizer.convert_ids_to_tokens(had)]
-    whole = {*tokenizer.get_added_vocab().values()}  # learnt words, start, end: without a </w>
+    complete = {*tokenizer.get_added_vocab().values()}  # learnt words, start, end: without a </w>
     starts = [
         i for i in range(1, len(had) - count + 1)
-        if count and had[i : i + count] == wanted and (ends[i - 1] or had[i - 1] in whole)
+        if count and had[i : i + count] == wanted and (ends[i - 1] or had[i - 1] in complete)
     ]  # fmt: skip
     if not starts:
         words = tokenizer.decode(had, skip_special_tokens=True).split()
+        # Padding repeats, so where the last two differ, the prompt fills all places.
         cut = "; what does not fit into 77 tokens is cut off" if had[-2] != had[-1] else ""
         raise ValueError(f"no word {word!r} in the prompt; it reads: {words}{cut}")
     return sorted({p for start in starts for p in range(start, start + count)})
@@ -121,6 +122,11 @@ def encode_prompt(
     """
     prompts = checks.prompts(prompt)
     negatives = checks.negative_prompts(negative_prompt, len(prompts))
-    where = execution_device(pipe)
-    text, unconditional = pipe.encode_prompt(prompts, where, 1, True, negatives)  # (B, 77, D) each
+    text, unconditional = pipe.encode_prompt(  # (B, 77, D) each
+        prompts,
+        device=execution_device(pipe),
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+        negative_prompt=negatives,
+    )
     return torch.cat([unconditional, text])

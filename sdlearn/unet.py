@@ -21,15 +21,15 @@ from torch.utils.hooks import RemovableHandle
 from sdlearn import checks
 from sdlearn.pipeline import execution_device
 
-# What only we know and capture_attention asks: at which row of the batch its text half begins, and
-# which loop draws.
+# For capture_attention, whose hooks cannot see it: the first row of the text half, and the loop
+# that draws. None while another's loop runs, such as that of pipe(...).
 text_start: ContextVar[int | None] = ContextVar("text_start", default=None)
-drawing: ContextVar[object] = ContextVar("drawing", default=None)
+current_loop: ContextVar[object] = ContextVar("current_loop", default=None)
 
 
 @contextmanager
-def told(variable: ContextVar, value: object) -> Iterator[None]:
-    """Let a variable have a value as long as the block runs."""
+def assigned(variable: ContextVar, value: object) -> Iterator[None]:
+    """Give a context variable a value while the block runs."""
     token = variable.set(value)
     try:
         yield
@@ -82,17 +82,17 @@ def predict_noise(
     checks.embeds(pipe, prompt_embeds, count, guided=guidance_scale > 1)
     if guidance_scale > 1:
         latents = torch.cat([latents] * 2)  # (2B, 4, h, w)
-    embeds = prompt_embeds[-len(latents) :]  # as many rows; alone, the text half
-    with told(text_start, len(latents) - count):
-        both = pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
-    if not guidance_scale > 1:
-        return NoisePrediction(None, both, both)
+    embeds = prompt_embeds[-len(latents) :]  # without guidance, the text half
+    with assigned(text_start, len(latents) - count):
+        predicted = pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
+    if guidance_scale <= 1:
+        return NoisePrediction(None, predicted, predicted)
 
-    unconditional, text = both.chunk(2)  # (B, 4, h, w) each
+    unconditional, text = predicted.chunk(2)  # (B, 4, h, w) each
     guided = unconditional + guidance_scale * (text - unconditional)
     if guidance_rescale > 0:
-        spread = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
-        guided = guidance_rescale * (guided * spread) + (1 - guidance_rescale) * guided
+        ratio = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        guided = guidance_rescale * (guided * ratio) + (1 - guidance_rescale) * guided
     return NoisePrediction(unconditional, text, guided)
 
 
@@ -158,14 +158,21 @@ def _note_blocks(unet: UNet2DConditionModel, blocks: list[Block]) -> list[Remova
     def see_block(name: str, block: nn.Module, args: Any, output: Any) -> None:
         result = output if isinstance(output, Tensor) else output[0]
         made[id(result)] = name, result
-        shapes, size = (tuple(args[0].shape), tuple(result.shape)), parameters(block)
-        blocks.append(Block(name, type(block).__name__, *shapes, size, skips.get(name)))
+        block_seen = Block(
+            name=name,
+            kind=type(block).__name__,
+            input=tuple(args[0].shape),
+            output=tuple(result.shape),
+            parameters=parameters(block),
+            skip=skips.get(name),
+        )
+        blocks.append(block_seen)
 
     def see_skips(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         for i, skip in enumerate(reversed(kwargs["res_hidden_states_tuple"])):
             skips[f"{name}.resnets.{i}"] = made[id(skip)][0]
 
-    depth = {"down_blocks": 4, "mid_block": 3, "up_blocks": 4}  # parts of a block's name
+    depth = {"down_blocks": 4, "mid_block": 3, "up_blocks": 4}  # words in its name: 1 elsewhere
     handles = []
     for name, part in unet.named_modules():
         parts = name.split(".")

@@ -138,8 +138,11 @@ def no_model(monkeypatch):
     ("arguments", "named"),
     [
         (["--out", "no-such-folder/cat.png"], "no folder 'no-such-folder' to write 'cat.png' to"),
-        (["--out", "cat.txt"], "cannot write to 'cat.txt'; name a file in one of ['.png',"),
-        (["--out", "."], "cannot write to '.'; name a file in one of"),
+        (
+            ["--out", "cat.txt"],
+            "cannot write to 'cat.txt'; its name must end in ('.png',",
+        ),
+        (["--out", "."], "cannot write to '.'; its name must end in"),
         (["--out", "d.png"], "cannot write to 'd-filmstrip.png'; move it away"),
         (["--out", "taken.png"], "cannot write to 'taken.png'"),
         (["--seed", str(2**70)], "--seed must be from 0 to 2**64 - 1, got 11805"),

@@ -18,7 +18,7 @@ from sdlearn.postcards.render import background, render
 
 
 class Postcards(Dataset):
-    """``length`` pictures, each with a caption and the caption of a picture that it is not.
+    """``length`` pictures, each with a caption and one that says something false.
 
     Args:
         length: how many; item i depends on i alone.
@@ -74,7 +74,8 @@ def pixels_of(picture: Image.Image) -> torch.Tensor:
 class JudgedPictures(Dataset):
     """Pictures for the judge, each with what it should say; held-out combinations included.
 
-    Half of them are softened or made noisy, so that the judge reads drawn pictures, too.
+    Half of them are softened and, independently, a third made noisy, so that the judge can also
+    read what the model draws.
     """
 
     def __init__(self, length: int, *, first_seed: int) -> None:

@@ -24,7 +24,7 @@ INK, PAPER = "#222222", "#FFFFFF"
 HEAT = "inferno"  # Perceptually even, and readable in grey.
 
 STYLE: dict[str, Any] = {
-    "figure.facecolor": PAPER,  # An own background: legible in light and dark themes.
+    "figure.facecolor": PAPER,  # A background of its own: legible in light and dark themes.
     "figure.dpi": 110,
     "savefig.dpi": 110,
     "font.size": 10,
@@ -119,7 +119,7 @@ def picture(source: Figure | Image.Image, alt: str, *, scale: int | None = None)
     if scale < 1:
         raise ValueError(f"scale must be 1 or more, got {scale}")
     buffer = io.BytesIO()
-    # 256 colours are plenty for a chart; photographs stay as they are.
+    # 256 colours are plenty for a figure; a picture on its own keeps all of its colours.
     shown = image.quantize(256) if isinstance(source, Figure) else image
     shown.save(buffer, format="png", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()

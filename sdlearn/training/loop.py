@@ -22,6 +22,7 @@ from sdlearn.training.checkpoint import Progress, load_checkpoint, save_checkpoi
 
 EMA_DECAY = 0.999  # Of the average of the weights: the closer to 1, the longer it remembers.
 SAVE_SECONDS = 240  # Between checkpoints.
+LONGEST_STEP = 10.0  # Seconds; what a step takes beyond that is a pause, such as a laptop asleep.
 
 
 def learning_rate_at(progress: float) -> float:
@@ -56,10 +57,10 @@ def until_time_is_up(
             return
         yield batch
         now, before = time.monotonic(), now
-        # A pause of the whole process is no training time.
-        spent = torch.tensor(progress.seconds + min(now - before, 10.0), device=accelerator.device)
+        step = min(now - before, LONGEST_STEP)
+        total = torch.tensor(progress.seconds + step, device=accelerator.device)
         # Several processes go by one clock, so that they save and stop at the same step.
-        progress.seconds = float(accelerator.reduce(spent, "mean"))
+        progress.seconds = float(accelerator.reduce(total, "mean"))
 
 
 def report(accelerator: Accelerator, progress: Progress) -> None:
@@ -88,9 +89,9 @@ def train(
         loader: the batches; gone through again and again.
         loss_function: takes the (possibly wrapped) model and a batch; returns a scalar.
         folder: the checkpoint; a run that finds one there goes on from it.
-        minutes: wall-clock time, that of earlier runs with the same folder included.
+        minutes: training time, that of earlier runs with the same folder included.
         learning_rate: the highest, before the schedule's factor.
-        max_steps: stop after so many steps of this call (for tests).
+        max_steps: stop after so many steps of this call.
 
     Raises:
         ValueError: no batch in the loader, or fewer than there are processes.
