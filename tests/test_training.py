@@ -159,7 +159,14 @@ torch.save(result, folder / f"{accelerator.process_index}.pt")
 def test_two_processes_stop_together_with_the_same_weights(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES, encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=localhost",
+        "--nproc-per-node=2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120, env=environment)
     one, other = (torch.load(tmp_path / f"{i}.pt") for i in (0, 1))
