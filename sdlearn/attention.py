@@ -181,9 +181,8 @@ class AttentionMaps:
             self._keys[name] = attn.head_to_batch_dim(attn.to_k(self._text))
         scores = attn.get_attention_scores(query, self._keys[name])  # (B*heads, h*w, 77)
         scores = scores.view(len(hidden), attn.heads, h, w, -1)
-        self._this_call[name] = scores.mean(1, dtype=torch.float32).permute(
-            0, 3, 1, 2
-        )  # (B, 77, h, w)
+        maps = scores.mean(1, dtype=torch.float32)  # (B, h, w, 77)
+        self._this_call[name] = maps.permute(0, 3, 1, 2)
 
     def _after_unet(self, unet: nn.Module, args: Any, output: Any) -> None:
         """Add the maps up, not earlier: a call that was interrupted has only some of its layers."""

@@ -158,7 +158,7 @@ def _note_blocks(unet: UNet2DConditionModel, blocks: list[Block]) -> list[Remova
     def see_block(name: str, block: nn.Module, args: Any, output: Any) -> None:
         result = output if isinstance(output, Tensor) else output[0]
         made[id(result)] = name, result
-        block_seen = Block(
+        seen = Block(
             name=name,
             kind=type(block).__name__,
             input=tuple(args[0].shape),
@@ -166,7 +166,7 @@ def _note_blocks(unet: UNet2DConditionModel, blocks: list[Block]) -> list[Remova
             parameters=parameters(block),
             skip=skips.get(name),
         )
-        blocks.append(block_seen)
+        blocks.append(seen)
 
     def see_skips(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         for i, skip in enumerate(reversed(kwargs["res_hidden_states_tuple"])):
