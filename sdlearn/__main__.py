@@ -1,4 +1,4 @@
-"""Draw a picture and its filmstrip: ``python -m sdlearn "a red cat on the beach at sunset"``."""
+"""Draw a picture and its filmstrip: ``python -m sdlearn "an orange fox in the snow at night"``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROMPT = "a red cat on the beach at sunset"
+PROMPT = "an orange fox in the snow at night"
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 UPGRADE = "try: pip install --upgrade sdlearn diffusers transformers peft"
 
@@ -19,8 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("prompt", nargs="?", default=PROMPT, help=f'default: "{PROMPT}"')
     parser.add_argument("--model", help='"postcards", "sd15", a folder or a .safetensors file')
     parser.add_argument("--negative-prompt", default="", help="what to steer away from")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps (default 10)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default 2)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     parser.add_argument("--out", type=Path, default=Path("postcard.png"), help="the picture's file")
     parser.add_argument(
@@ -76,6 +76,7 @@ def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     from sdlearn import capture_attention, load, text_to_image, tokenize
+    from sdlearn.postcards import about_unknown_words
     from sdlearn.show import filmstrip
 
     for log in (diffusers_logging, transformers_logging):
@@ -85,6 +86,8 @@ def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
         if cut := tokenize(pipe, text).truncated:
             words = f"{' '.join(cut[:5])}{' …' if len(cut) > 5 else ''} ({len(cut)} words)"
             print(f"sdlearn: too long for 77 tokens, cut off: {words}", file=sys.stderr)
+    if unknown := about_unknown_words(pipe, f"{args.prompt} {args.negative_prompt}"):
+        print(f"sdlearn: {unknown}", file=sys.stderr)
     with capture_attention(pipe) as maps:
         trace = text_to_image(
             pipe,

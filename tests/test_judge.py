@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sdlearn
-from sdlearn.postcards import evaluate, tasks, world
+from sdlearn.postcards import evaluate, tasks, words, world
 from sdlearn.postcards.judge import Found, Reading, agrees, load_judge
 from sdlearn.postcards.world import Scene, Thing
 
@@ -83,8 +83,8 @@ def test_a_model_in_another_precision_is_measured_by_a_judge_in_single(monkeypat
 
 def test_prompts_name_everything():
     scene = Scene(Thing("fox", "orange"), Thing("owl"), "above", setting="sea", time="sunset")
-    assert world.sentence(scene) == "an orange fox above an owl in the sea at sunset"
-    assert world.sentence(Scene(Thing("cat"), count=2, setting="space")) == "two cats in space"
+    assert words.sentence(scene) == "an orange fox above an owl in the sea at sunset"
+    assert words.sentence(Scene(Thing("cat"), count=2, setting="space")) == "two cats in space"
 
 
 def test_easy_scenes_show_only_the_subjects_that_training_begins_with():

@@ -13,7 +13,7 @@ import torch
 from conftest import seeded
 
 import sdlearn
-from sdlearn.postcards import world
+from sdlearn.postcards import about_unknown_words, unknown_words, words, world
 from sdlearn.postcards.data import Postcards
 from sdlearn.postcards.evaluate import true_renders
 from sdlearn.postcards.render import RAMPS, SIZE, boxes, render, sprite
@@ -78,7 +78,7 @@ def test_training_never_shows_what_is_held_out_but_shows_every_part_of_it():
     ],
 )
 def test_captions_are_english(scene, said):
-    captions = {world.caption(scene, random.Random(i)) for i in range(200)}
+    captions = {words.caption(scene, random.Random(i)) for i in range(200)}
     assert any(said in caption for caption in captions)
     assert len(captions) > 20  # natural variety
 
@@ -122,53 +122,84 @@ def test_easy_pictures_show_one_of_the_first_subjects_and_not_small():
         assert scene.first.subject in world.FIRST_SUBJECTS
 
 
-NOUNS = {noun: name for name in world.SUBJECTS for noun in (name, *world.SYNONYMS.get(name, []))}
-NOUNS |= {world.PLURALS.get(noun, noun + "s"): name for noun, name in NOUNS.items()}
-NUMBERS = {word: count for count, words in world.COUNT_WORDS.items() for word in words}
-NUMBERS |= {"a": 1, "an": 1}
-SIZES = [word for words in world.SIZE_WORDS.values() for word in words]
+NOUNS = {noun: name for name in world.SUBJECTS for noun in (name, *words.SYNONYMS.get(name, []))}
+NOUNS |= {words.PLURALS.get(noun, noun + "s"): name for noun, name in NOUNS.items()}
+NUMBERS = {word: count for count, said in words.COUNT_WORDS.items() for word in said}
+NUMBERS |= {"a": 1, "an": 1, "pair of": 2}  # "the" says no number
+SIZES = "|".join(word for said in words.SIZE_WORDS.values() for word in said)
+COLOURS = "|".join(world.COLOURS)
 THING = re.compile(
-    rf"(?:(?P<count>{'|'.join(NUMBERS)}) )?(?:(?:{'|'.join(SIZES)}) )?"
-    rf"(?:(?P<colour>{'|'.join(world.COLOURS)}) )?(?P<noun>{'|'.join(NOUNS)})"
+    rf"(?:the )?(?:(?P<count>{'|'.join(NUMBERS)}) )?(?:(?:{'|'.join(words.FILLERS)}) )?"
+    rf"(?:(?:{SIZES}) )?(?:(?P<colour>{COLOURS}) )?(?:(?:{SIZES}) )?(?P<noun>{'|'.join(NOUNS)})"
+    rf"(?: (?:{'|'.join(words.VERBS)}))?"
 )
+# What stands nearer stands lower.
+SIDES = {word: world.SIDES[name] for name, said in words.RELATION_WORDS.items() for word in said}
+SIDES |= {"in front of": world.SIDES["below"], "behind": world.SIDES["above"]}
+ANYWHERE = sorted({join.strip(" ") for join in words.JOINS + words.BESIDE}, key=len, reverse=True)
 
 
 def read_phrase(table, caption):
-    """Return which entry of PLACES or MOMENTS a caption names, and the caption without it."""
-    for meaning, phrases in table.items():
-        for phrase in phrases:
-            if re.search(rf"\b{phrase}\b", caption):
-                return meaning, caption.replace(phrase, "").strip(" ,")
+    """Return which entry of a table a caption names, and the caption without it."""
+    phrases = [(said, name) for name in table for said in table[name]]
+    for said, name in sorted(phrases, reverse=True, key=lambda entry: len(entry[0])):
+        if re.search(rf"\b{said}\b", caption):
+            return name, re.sub(rf"\b{said}\b", "", caption).strip(" ,")
     return None, caption
 
 
 def read_sides(caption):
-    """Return where each thing stands, None if it is the only one, and the words for it."""
+    """Return where each thing stands (None: unsaid), and the words for it."""
     for here, there in world.SIDES.values():
         if said := re.fullmatch(f"{here} (.*), {there} (.*)", caption):
             return (here, there), said.groups()
-    if said := re.fullmatch("(.*?) (?:to the )?(left of|right of|above|below) (.*)", caption):
-        return world.SIDES[said[2]], (said[1], said[3])
+    if said := re.fullmatch(f"(.*?) ({'|'.join(sorted(SIDES, reverse=True))}) (.*)", caption):
+        return SIDES[said[2]], (said[1], said[3])
+    if said := re.fullmatch(f"(.*?) ?({'|'.join(ANYWHERE)}) (.*)", caption):
+        return (None, None), (said[1], said[3])
     return (None,), (caption,)
+
+
+def contradicts(phrase, thing, count):
+    """Return what is said of a thing that is not so."""
+    said = THING.fullmatch(phrase)
+    subject, number = NOUNS[said["noun"]], NUMBERS.get(said["count"], count)
+    also = {"duck": "bird", "owl": "bird", "penguin": "bird"}.get(thing.subject)
+    wrong = {"subject"} if subject not in (thing.subject, also) else set()
+    wrong |= {"colour"} if said["colour"] not in (None, thing.colour) else set()
+    return wrong | ({"count"} if number != count else set())
 
 
 def contradictions(caption, scene):
     """Return what a caption says that is not so in the scene."""
-    setting, words = read_phrase(world.PLACES, caption)
-    time, words = read_phrase(world.MOMENTS, words)
-    sides, phrases = read_sides(re.sub("^a (postcard|picture|photo) of ", "", words))
+    caption = re.sub(f"^({'|'.join(words.MEDIA)}) ", "", caption)
+    time, rest = read_phrase(words.MOMENTS, caption)
+    setting, rest = read_phrase(words.PLACES, rest)
+    if scene.count == 0:
+        views, skies = (
+            {name: [words.bare(phrase) for phrase in said] for name, said in table.items()}
+            for table in (words.VIEWS, words.SKIES)
+        )
+        setting, rest = (setting, rest) if setting else read_phrase(views, rest)
+        time, rest = (time, rest) if time else read_phrase(skies, rest)
+        assert set(rest.split()) <= {"a", "an", "the", *words.EMPTY}, (caption, rest)
     wrong = {"setting"} if setting not in (None, scene.setting) else set()
     wrong |= {"time"} if time not in (None, scene.time) else set()
-    shown = {None: scene.first}
-    if scene.second:
-        shown = dict(zip(world.SIDES[scene.relation], (scene.first, scene.second)))
-    for side, phrase in zip(sides, phrases):
-        said, thing = THING.fullmatch(phrase), shown[side]
-        subject, also = NOUNS[said["noun"]], {"duck": "bird", "owl": "bird", "penguin": "bird"}
-        wrong |= {"subject"} if subject not in (thing.subject, also.get(thing.subject)) else set()
-        wrong |= {"colour"} if said["colour"] not in (None, thing.colour) else set()
-        wrong |= {"count"} if said["count"] and NUMBERS[said["count"]] != scene.count else set()
-    return wrong
+    if scene.count == 0:
+        return wrong
+    sides, phrases = read_sides(rest)
+    things = [scene.first] + ([scene.second] if scene.second else [])
+    if None not in sides:
+        stands = dict(zip(world.SIDES[scene.relation], things))
+        things = [stands.get(side) for side in sides]
+        if None in things:
+            return wrong | {"places"}
+    assert len(things) == len(phrases), caption
+    read = [contradicts(phrase, thing, scene.count) for phrase, thing in zip(phrases, things)]
+    if sides == (None, None):  # In either order: that in which the caption is truer.
+        crossed = [contradicts(phrase, thing, 1) for phrase, thing in zip(phrases, things[::-1])]
+        read = min(read, crossed, key=lambda found: len(set().union(*found)))
+    return wrong.union(*read)
 
 
 def test_a_caption_is_true_of_its_picture_and_that_of_a_near_miss_is_not():
@@ -177,6 +208,49 @@ def test_a_caption_is_true_of_its_picture_and_that_of_a_near_miss_is_not():
         scene, (caption, wrong_caption) = pictures.scene(i), pictures.captions(i)
         assert not contradictions(caption, scene), (caption, scene)
         assert contradictions(wrong_caption, scene), (wrong_caption, scene)
+
+
+def test_words_that_no_caption_has_are_named_with_the_nearest_known_one():
+    assert unknown_words("A photo of a LION, and a kitty!") == {"lion": None, "kitty": "kitten"}
+    assert unknown_words("red car, blue house; 3 apples at sunset") == {}
+    assert unknown_words("") == {}
+    pictures = Postcards(2000)
+    for i in range(2000):
+        assert unknown_words(pictures.captions(i)[0]) == {}
+
+
+def test_wordings_kept_for_measuring_are_new_and_true():
+    rng = random.Random(0)
+    for _ in range(300):
+        scene = replace(world.sample_scene(rng, (3, 1, 2, 1)), relation=None, size="medium")
+        said = words.unseen_wording(scene)
+        assert unknown_words(said) or " & " in said, said
+        for new, old in (
+            *((f" {word}", "") for word in words.UNSEEN_VERBS),
+            *((f"{word} ", "") for word in words.UNSEEN_FILLERS),
+            *((f"{word} ", "") for word in words.UNSEEN_MEDIA),
+            *((f"{word} ", "empty ") for word in words.UNSEEN_EMPTY),
+            *((word, " and ") for word in words.UNSEEN_JOINS),
+        ):
+            said = said.replace(new, old)
+        assert unknown_words(said) == {}, said
+        assert not contradictions(said, scene), said
+
+
+def test_unknown_words_are_told_of_the_shipped_model_alone(postcards, random_pipe):
+    assert about_unknown_words(postcards, "a cat") is None
+    assert "not learnt: lion. It knows: cat, dog," in about_unknown_words(postcards, "a lion")
+    assert about_unknown_words(random_pipe, "a lion") is None
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_what_a_scene_leaves_open_its_seed_decides(count):
+    open_scene = Scene(Thing("cat"), None, None, count, setting=None, time=None, seed=5)
+    assert world.settled(open_scene) == world.settled(open_scene)
+    seeds = [replace(open_scene, seed=seed) for seed in range(40)]
+    assert {world.settled(scene).setting for scene in seeds} == set(world.SETTINGS)
+    assert np.array_equal(render(open_scene), render(replace(world.settled(open_scene))))
+    assert len(boxes(open_scene)) == count
 
 
 def test_training_data_depends_on_the_index_alone():
@@ -199,7 +273,7 @@ def test_the_prompt_decides_which_of_two_things_stands_where(postcards):
     noisy = sdlearn.add_noise(postcards, latents, noise, 900)
 
     def errors(scenes):
-        embeds = sdlearn.encode_prompt(postcards, [world.sentence(scene) for scene in scenes])
+        embeds = sdlearn.encode_prompt(postcards, [words.sentence(scene) for scene in scenes])
         predicted = sdlearn.predict_noise(postcards, noisy, 900, embeds, guidance_scale=1).text
         return (predicted - noise).square().mean(dim=(1, 2, 3))
 

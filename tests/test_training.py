@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import POSTCARDS
 from diffusers import AutoencoderKL
@@ -18,11 +19,11 @@ from transformers import CLIPTokenizer
 import sdlearn
 from sdlearn.postcards.data import MaskedPostcards, Postcards
 from sdlearn.postcards.evaluate import measure
-from sdlearn.postcards.judge import NAMES, SHADES, load_judge
+from sdlearn.postcards.judge import NAMES, SHADES, Judge, load_judge
 from sdlearn.postcards.render import boxes
 from sdlearn.postcards.tasks import TASKS
 from sdlearn.postcards.world import RELATIONS
-from sdlearn.training import clip, places, unet, vae
+from sdlearn.training import clip, decoder, places, unet, vae
 from sdlearn.training.loop import learning_rate_at, train
 
 
@@ -132,6 +133,7 @@ TWO_PROCESSES = """
 import sys, time
 from pathlib import Path
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from sdlearn.training.loop import train
@@ -196,7 +198,9 @@ def test_every_loss_is_finite_and_reaches_every_weight():
     assert any(described[i]["subjects"].max() >= 0 for i in range(4))  # a pair among them
     captions = next(iter(DataLoader(described, 4)))
     ids = torch.randint(49_408, (4, 77))
+    rivals = decoder.Rivals(vae.make_vae())
     losses = {
+        rivals: decoder.decoder_loss(rivals, masked, Judge().requires_grad_(False)),
         reader: places.places_loss(reader, captions, tokenizer, clip.make_text_encoder()),
         encoder: vae.vae_loss(encoder, masked),
         matcher: clip.clip_loss(matcher, batch, tokenizer),
@@ -205,8 +209,30 @@ def test_every_loss_is_finite_and_reaches_every_weight():
     for model, loss in losses.items():
         assert torch.isfinite(loss)
         loss.backward()
-        without = [name for name, weight in model.named_parameters() if weight.grad is None]
-        assert not without
+        trained = {name: w.grad for name, w in model.named_parameters() if w.requires_grad}
+        assert not [name for name, gradient in trained.items() if gradient is None]
+        assert model is rivals or len(trained) == len(list(model.parameters()))
+
+
+def test_decoder_and_critic_each_learn_from_their_own_side_of_the_game():
+    rivals, pixels = decoder.Rivals(vae.make_vae()), torch.rand(2, 3, 32, 32) * 2 - 1
+    out = rivals(pixels)
+    assert torch.equal(out.fooled, out.of_decoded)
+    assert out.of_true.shape == (2, 1, 4, 4)
+    for said, learns in ((out.fooled, "autoencode"), (out.of_decoded + out.of_true, "critic")):
+        rivals.zero_grad()
+        said.sum().backward()
+        moved = {name.split(".")[0] for name, w in rivals.named_parameters() if w.grad is not None}
+        assert moved == {learns}
+
+
+@torch.no_grad()
+def test_the_perceptual_distance_grows_with_blur_and_is_none_between_equals():
+    judge, pixels = load_judge(), Postcards(1)[0]["pixels"][None]
+    soft = [F.avg_pool2d(pixels, width, 1, width // 2) for width in (1, 3, 7)]
+    distances = [float(decoder.perceptual_distance(judge, other, pixels)) for other in soft]
+    assert distances[0] == 0
+    assert 0 < distances[1] < distances[2] < 4  # 4: opposite everywhere
 
 
 def test_unused_words_share_one_vector():
@@ -283,7 +309,7 @@ def test_the_whole_chain_makes_a_model_that_loads(tmp_path):
 
 def test_a_decoder_learns_on_and_leaves_the_latents_as_they_were(tmp_path):
     small = ("--max-steps", "2", "--pictures", "8", "--batch-size", "4")
-    retrain(tmp_path, "vae", "--further", "--freeze-encoder", *small)
+    retrain(tmp_path, "decoder", *small)
     before, after = (
         AutoencoderKL.from_pretrained(f / "vae") for f in (POSTCARDS, tmp_path / "model")
     )

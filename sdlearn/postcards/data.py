@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import Dataset
 
-from sdlearn.postcards import world
+from sdlearn.postcards import words, world
 from sdlearn.postcards.judge import target
 from sdlearn.postcards.render import background, render
 
@@ -41,9 +41,9 @@ class Postcards(Dataset):
         """Return the caption of item ``index``, and one that says something false of it."""
         rng = random.Random(f"caption {self.first_seed + index}")
         scene = self.scene(index)
-        caption = world.caption(scene, rng)
+        caption = words.caption(scene, rng)
         wrong, change = near_miss(scene, rng)
-        return caption, world.caption(wrong, rng, keep=change)
+        return caption, words.caption(wrong, rng, keep=change)
 
     def __getitem__(self, index: int) -> dict:
         caption, wrong_caption = self.captions(index)
@@ -86,7 +86,7 @@ class JudgedPictures(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         rng = random.Random(self.first_seed + index)
-        scene = world.sample_scene(rng)
+        scene = world.sample_scene(rng, (6, 2, 4, 1))
         picture = render(scene)
         if rng.random() < 0.5:
             picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.8)))
@@ -100,7 +100,8 @@ def near_miss(scene: world.Scene, rng: random.Random) -> tuple[world.Scene, str]
     """Change one thing about a scene: the hard negative of contrastive training.
 
     Two subjects swap colours or places; a single one becomes another, or changes its colour,
-    number, place or time. Space has no time to change.
+    number, place or time. Space has no time to change, and nothing but these two has a scene
+    without a subject.
 
     Returns:
         The changed scene, and what was changed: "colour", "places", "subject", "count",
@@ -117,13 +118,15 @@ def near_miss(scene: world.Scene, rng: random.Random) -> tuple[world.Scene, str]
     def other(values: Iterable, *current: object) -> Any:
         return rng.choice([value for value in values if value not in current])
 
-    changes = ["subject", "subject", "colour", "colour", "count", "setting"]
+    changes = ["setting"]
+    if scene.count > 0:
+        changes += ["subject", "subject", "colour", "colour", "count"]
     if scene.setting != "space":
         changes.append("time")
     change = rng.choice(changes)
     if change == "subject":
         subject = scene.first.subject
-        subject = other(world.SUBJECTS, subject, world.ALSO.get(subject))
+        subject = other(world.SUBJECTS, subject, words.ALSO.get(subject))
         return replace(scene, first=replace(scene.first, subject=subject)), change
     if change == "colour":
         colour = other(world.COLOURS, scene.first.colour)

@@ -3,7 +3,8 @@
 ``python -m sdlearn.postcards.evaluate`` draws pictures for prompts that name everything in them,
 lets the judge read the pictures, and prints how often each attribute is as asked, with 95 % Wilson
 intervals (Wilson 1927). ``--control`` breaks the link between prompt and picture in a known way.
-``--memory`` compares the pictures with those it was trained on; ``--sheet`` shows them, unselected.
+``--grid`` compares guidance scales and numbers of steps, ``--memory`` the pictures with those it
+was trained on; ``--sheet`` shows them, unselected.
 
 The model draws on any device and in any precision. From then on pictures are float32 on the CPU.
 """
@@ -11,7 +12,7 @@ The model draws on any device and in any precision. From then on pictures are fl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,7 +22,7 @@ from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
 from sdlearn import decode_latents, encode_image, load, to_pil
-from sdlearn.postcards import world
+from sdlearn.postcards import words, world
 from sdlearn.postcards.data import Postcards, pixels_of
 from sdlearn.postcards.judge import Judge, agrees, load_judge
 from sdlearn.postcards.render import render
@@ -30,6 +31,8 @@ from sdlearn.postcards.world import Scene
 from sdlearn.show import pictures
 
 BATCH = 16
+GUIDANCE, STEPS = 2.0, 10  # The best of ``--grid``: the book's settings.
+GRID = (1.0, 1.5, 2.0, 3.0, 5.0), (4, 8, 10, 12, 20)
 CONTROLS = ("none", "shuffled prompts", "empty prompt", "guidance off", "true renders")
 
 
@@ -53,8 +56,9 @@ def draw(
     scenes: list[Scene],
     control: str,
     seed: int,
-    guidance: float,
-    steps: int = 20,
+    guidance: float = GUIDANCE,
+    steps: int = STEPS,
+    say: Callable[[Scene], str] = words.sentence,
 ) -> torch.Tensor:
     """Draw a picture for each scene, (B, 3, 128, 128) in [-1, 1], float32 on the CPU.
 
@@ -62,7 +66,7 @@ def draw(
     """
     if pipe is None:
         return true_renders(scenes)
-    prompts = [world.sentence(scene) for scene in scenes]
+    prompts = [say(scene) for scene in scenes]
     if control == "shuffled prompts":
         prompts = prompts[1:] + prompts[:1]
     if control == "empty prompt":
@@ -81,8 +85,8 @@ def measure(
     prompts: int,
     seeds: int,
     control: str = "none",
-    guidance: float = 5.0,
-    steps: int = 20,
+    guidance: float = GUIDANCE,
+    steps: int = STEPS,
     easy: bool = False,
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Return (right, drawn) for each row of a task: all scenes, and seen and held-out ones apart.
@@ -94,7 +98,8 @@ def measure(
     for seed in range(seeds):
         for start in range(0, len(scenes), BATCH):
             batch = scenes[start : start + BATCH]
-            pictures = draw(pipe, batch, control, 10_000 * seed + start, guidance, steps)
+            first = 10_000 * seed + start
+            pictures = draw(pipe, batch, control, first, guidance, steps, task.say)
             found = [agrees(read, scene) for read, scene in zip(judge.read(pictures), batch)]
             answers += zip(batch, found)
 
@@ -134,6 +139,24 @@ def nearest(pictures: torch.Tensor, others: Iterable[torch.Tensor]) -> torch.Ten
     return best / reduced.shape[1] ** 0.5
 
 
+def grid(pipe: StableDiffusionPipeline, judge: Judge, prompts: int) -> Iterable[str]:
+    """Yield a Markdown table of how often all is as asked: a line for each guidance scale."""
+    scales, counts = GRID
+    yield "| | " + " | ".join(f"{steps} steps" for steps in counts) + " |"
+    yield "|---" * (len(counts) + 1) + "|"
+    for guidance in scales:
+        shares = []
+        for steps in counts:
+            right = 0
+            for task in TASKS:
+                scenes = scenes_for(task, prompts, 1)
+                pictures = draw(pipe, scenes, "none", 0, guidance, steps, task.say)
+                read = judge.read(pictures)
+                right += sum(all(agrees(*pair).values()) for pair in zip(read, scenes))
+            shares.append(f"{right / prompts / len(TASKS):.2f}")
+        yield f"| guidance {guidance} | " + " | ".join(shares) + " |"
+
+
 def memory(pipe: StableDiffusionPipeline, prompts: int, training: int, guidance: float) -> str:
     """Say whether drawn pictures are nearer to training pictures than new true renders are.
 
@@ -166,8 +189,8 @@ def sheet(
     shown = {}
     for task in TASKS:
         scenes = scenes_for(task, each, 0)
-        for scene, pixels in zip(scenes, draw(pipe, scenes, "none", 0, guidance)):
-            shown[world.sentence(scene)] = to_pil(pipe, pixels[None] / 2 + 0.5)[0]
+        for scene, pixels in zip(scenes, draw(pipe, scenes, "none", 0, guidance, say=task.say)):
+            shown[task.say(scene)] = to_pil(pipe, pixels[None] / 2 + 0.5)[0]
     with mpl.rc_context({"axes.titlesize": 6.5}):
         return pictures(shown, columns=columns, inches=1.6)
 
@@ -185,7 +208,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sdlearn.postcards.evaluate")
     parser.add_argument("--prompts", type=int, default=100, help="for each kind of scene")
     parser.add_argument("--seeds", type=int, default=4, help="pictures for each prompt")
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", help="default: $SDLEARN_DEVICE, else the GPU if there is one")
     parser.add_argument(
         "--easy",
@@ -193,6 +217,7 @@ def main() -> None:
         help="only one thing, of the subjects that training begins with",
     )
     parser.add_argument("--control", choices=CONTROLS, default="none")
+    parser.add_argument("--grid", action="store_true", help="guidance scales and numbers of steps")
     parser.add_argument("--memory", type=int, metavar="PICTURES", help="... of the training set")
     parser.add_argument("--sheet", type=Path, metavar="FILE.jpg")
     args = parser.parse_args()
@@ -201,13 +226,17 @@ def main() -> None:
         return sheet(pipe, args.guidance).savefig(args.sheet, dpi=100)
     if pipe is not None and args.memory:
         return print(memory(pipe, args.prompts, args.memory, args.guidance))
+    if pipe is not None and args.grid:
+        for line in grid(pipe, load_judge(), args.prompts):
+            print(line, flush=True)
+        return None
     print(f"{args.prompts} prompts of each kind x {args.seeds} seeds, control: {args.control}\n")
     print("| | all | seen | held out |\n|---|---|---|---|")
     judge = load_judge()
     for task in TASKS[:2] if args.easy else TASKS:
         rows = measure(
             pipe, judge, task, prompts=args.prompts, seeds=args.seeds, control=args.control,
-            guidance=args.guidance, easy=args.easy,
+            guidance=args.guidance, steps=args.steps, easy=args.easy,
         )  # fmt: skip
         for row, shares in rows.items():
             cells = " | ".join(cell(*shares[kind]) for kind in ("all", "seen", "held out"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sdlearn.postcards.render import SIZE, boxes
-from sdlearn.postcards.world import COLOURS, NATURAL, SETTINGS, SUBJECTS, TIMES, Scene
+from sdlearn.postcards.world import COLOURS, NATURAL, SETTINGS, SUBJECTS, TIMES, Scene, settled
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 CELL = 8  # Pixels: width and height of a cell of the grid.
@@ -100,10 +100,10 @@ class Judge(nn.Module):
         return readings
 
 
-def load_judge() -> Judge:
+def load_judge(weights: Path = WEIGHTS) -> Judge:
     """Return the trained judge."""
     judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS).items()})
+    judge.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     return judge.eval()
 
 
@@ -124,7 +124,8 @@ def target(scene: Scene) -> dict[str, Tensor]:
         heat = heat.maximum(near / near.max())
         subject[distance < 1.5 * CELL] = NAMES.index(thing.subject)
         colour[distance < 1.5 * CELL] = SHADES.index(thing.colour)
-    setting, time = SETTINGS.index(scene.setting), TIMES.index(scene.time)
+    scene = settled(scene)
+    setting, time = SETTINGS.index(scene.setting or ""), TIMES.index(scene.time or "")
     whole = {"setting": torch.tensor(setting), "time": torch.tensor(time)}
     return {"heat": heat, "subject": subject, "colour": colour, **whole}
 
@@ -152,7 +153,8 @@ def agrees(reading: Reading, scene: Scene) -> dict[str, bool]:
 
     Returns:
         ``subjects`` (each at least once, nothing else), ``count`` (as many as asked), ``colours``
-        (on the right subjects), ``position`` (True without a relation), ``setting``, ``time``.
+        (on the right subjects), ``position``, ``setting``, ``time``. What the scene leaves open is
+        always right.
     """
     wanted = [scene.first] * scene.count + ([scene.second] if scene.second else [])
     names = {thing.subject for thing in wanted}
@@ -162,9 +164,9 @@ def agrees(reading: Reading, scene: Scene) -> dict[str, bool]:
         "subjects": found == names,
         "count": found == names and len(reading.things) == len(wanted),
         "colours": {(thing.subject, thing.colour) for thing in reading.things} == colours,
-        "position": scene.second is None or _stands(reading, scene),
-        "setting": reading.setting == scene.setting,
-        "time": scene.setting == "space" or reading.time == scene.time,
+        "position": scene.relation is None or _stands(reading, scene),
+        "setting": scene.setting in (None, reading.setting),
+        "time": scene.setting == "space" or scene.time in (None, reading.time),
     }
 
 
@@ -180,4 +182,4 @@ def _stands(reading: Reading, scene: Scene) -> bool:
         "right of": dx > 0 and abs(dx) > abs(dy),
         "above": dy < 0 and abs(dy) > abs(dx),
         "below": dy > 0 and abs(dy) > abs(dx),
-    }[scene.relation or "left of"]
+    }[scene.relation or ""]

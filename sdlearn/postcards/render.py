@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from sdlearn.postcards.world import NATURAL, SUBJECTS, Scene, Thing
+from sdlearn.postcards.world import NATURAL, SUBJECTS, Scene, Thing, settled
 
 SIZE = 128  # Pixels: width and height of a postcard.
 SCALE = 2  # Backgrounds are drawn twice as large, then reduced, for smooth edges.
@@ -84,11 +84,11 @@ def boxes(scene: Scene) -> list[tuple[Thing, int, int, int]]:
     Every sprite covers whole cells of 8 × 8 pixels. One latent stands for one cell, so a sprite
     that moves by a cell keeps its latents, and the U-Net has one pattern to learn, not 64.
     """
-    rng = random.Random(scene.seed)
+    scene, rng = settled(scene), random.Random(scene.seed)
     small, medium, large = (SPRITE_SIZES[size] for size in ("small", "medium", "large"))
     near, far = (0, 8), (64, 72)
     if scene.second is not None:
-        if "of" in (scene.relation or "left of"):
+        if scene.relation in ("left of", "right of"):
             corners = [(rng.choice(x), rng.choice((48, 56, 64))) for x in (near, far)]
         else:
             corners = [(rng.choice((24, 32, 40, 48)), rng.choice(y)) for y in (near, far)]
@@ -104,6 +104,8 @@ def boxes(scene: Scene) -> list[tuple[Thing, int, int, int]]:
         }[scene.count]
         corners = [(rng.choice(x), rng.choice(y)) for x, y in places]
         things = [(scene.first, small)] * scene.count
+    elif scene.count == 0:
+        corners, things = [], []
     else:
         across, down = {
             small: ((16, 24, 32, 40, 48, 56), (56, 64)),
@@ -133,22 +135,24 @@ def render(scene: Scene) -> Image.Image:
 def background(scene: Scene) -> Image.Image:
     """Paint sky, light and ground, (128, 128) RGB."""
     rng = random.Random(f"background {scene.seed}")
-    top, bottom, light = SKIES[scene.time]
-    if scene.setting == "space":
+    scene = settled(scene)
+    setting, time = scene.setting or "", scene.time or ""
+    top, bottom, light = SKIES[time]
+    if setting == "space":
         (top, bottom), light = SPACE_SKY, (1.0, 1.0, 1.0)
     side, horizon = SIZE * SCALE, rng.choice((56, 64)) * SCALE
     fade = np.clip(np.arange(side) / horizon, 0, 1)[:, None, None]
     sky = np.asarray(top) * (1 - fade) + np.asarray(bottom) * fade
     picture = Image.fromarray(np.broadcast_to(sky, (side, side, 3)).astype(np.uint8), "RGB")
     draw = ImageDraw.Draw(picture)
-    if scene.setting != "space":
-        _sun(draw, scene.time, rng.choice((44, 128, 212)), horizon)
+    if setting != "space":
+        _sun(draw, time, rng.choice((44, 128, 212)), horizon)
 
     def ground(colour: Colour, shape: list[tuple[float, float]]) -> None:
         lit = tuple(int(channel * part) for channel, part in zip(colour, light))
         draw.polygon(shape, fill=lit)
 
-    GROUNDS[scene.setting](ground, draw, horizon, rng, scene.time == "night")
+    GROUNDS[setting](ground, draw, horizon, rng, time == "night")
     return picture.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 

@@ -1,7 +1,8 @@
 """What is measured of postcards: kinds of scenes, and the rows of the table read off each.
 
 The rows are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513), in the world of postcards, and
-two more for places and times.
+two more for places and times. Then prompts as people write them, in words that no caption has,
+which leave open where and when; and prompts that ask for no subject.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sdlearn.postcards import world
+from sdlearn.postcards import words, world
 from sdlearn.postcards.world import Scene, Thing
 
 
 @dataclass(frozen=True)
 class Task:
-    """Scenes of one kind; each row names the attributes that must all be right."""
+    """Scenes of one kind; each row names the attributes that must all be right.
+
+    ``say`` puts them into words.
+    """
 
     name: str
     make: Callable[[random.Random, Scene], Scene]
     rows: dict[str, tuple[str, ...]]
+    say: Callable[[Scene], str] = words.sentence
 
 
 def _coloured(rng: random.Random, thing: Thing) -> Thing:
@@ -56,6 +61,22 @@ def _counting(rng: random.Random, scene: Scene) -> Scene:
     return replace(_single(rng, scene), count=rng.choice((1, 2, 3, 4)), size="medium")
 
 
+def _natural(rng: random.Random, scene: Scene) -> Scene:
+    setting, time = rng.random() < 0.7, rng.random() < 0.6
+    return replace(
+        scene,
+        relation=None,
+        size="medium",
+        setting=scene.setting if setting else None,
+        time=scene.time if time and scene.setting != "space" else None,
+    )
+
+
+def _empty(rng: random.Random, scene: Scene) -> Scene:
+    return replace(scene, second=None, relation=None, count=0, size="medium")
+
+
+ALL = ("subjects", "count", "colours", "position", "setting", "time")
 TASKS = (
     Task("single", _single, {"single subject": ("subjects",)}),
     Task(
@@ -66,6 +87,8 @@ TASKS = (
     Task("two", _two, {"two subjects": ("subjects",), "position": ("position",)}),
     Task("counting", _counting, {"counting": ("count",)}),
     Task("binding", _binding, {"attribute binding": ("subjects", "colours")}),
+    Task("natural", _natural, {"natural prompts": ALL}, words.unseen_wording),
+    Task("empty", _empty, {"no subject": ("subjects",)}, words.unseen_wording),
 )
 
 

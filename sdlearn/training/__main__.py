@@ -4,12 +4,12 @@ The parts in order: ``vae``, ``clip``, the U-Net's lessons ``unet-easy`` (one th
 subjects) and ``unet-single`` (one thing), ``places`` (the text encoder learns what stands where,
 from captions alone), ``unet-pairs`` (two things, at timesteps at which noise hides which is where),
 ``unet-all`` (everything), ``clip-again`` (both encoders, since the text encoder has changed),
-``judge`` (which measures the result), ``pack`` (write the diffusers folder). What is trained lies
-in ``--folder``/model, each part under its name in the pipeline. Each goes on from its last
-checkpoint under ``--folder`` when there is one; a part whose minutes are spent is done.
-``accelerate launch -m sdlearn.training`` uses several GPUs or machines; ``torchrun --nproc-per-node
-2 -m sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores, better than one
-process with as many threads.
+``judge`` (which measures the result), ``decoder`` (sharper pictures), ``pack`` (write the diffusers
+folder). What is trained lies in ``--folder``/model, each part under its name in the pipeline. Each
+goes on from its last checkpoint under ``--folder`` when there is one; a part whose minutes are
+spent is done. ``accelerate launch -m sdlearn.training`` uses several GPUs or machines; ``torchrun
+--nproc-per-node 2 -m sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores,
+better than one process with as many threads.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 import sdlearn
 from sdlearn.images import psnr, ssim
-from sdlearn.postcards import judge, world
+from sdlearn.postcards import judge, words
 from sdlearn.postcards.data import JudgedPictures, MaskedPostcards, Postcards
-from sdlearn.training import clip, places, unet, vae
+from sdlearn.training import clip, decoder, places, unet, vae
 from sdlearn.training.loop import train
 
 PACKAGE = Path(sdlearn.__file__).parent
@@ -43,7 +43,7 @@ POSTCARDS = PACKAGE / "models" / "postcards"
 MAX_SHARD = "15MB"
 MINUTES = {  # On two CPU cores.
     "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "places": 5, "unet-pairs": 30,
-    "unet-all": 180, "clip-again": 15, "judge": 15,
+    "unet-all": 180, "clip-again": 15, "judge": 15, "decoder": 120,
 }  # fmt: skip
 
 
@@ -61,9 +61,6 @@ def main() -> None:
     parser.add_argument("--further", action="store_true", help="start from the shipped weights")
     parser.add_argument(
         "--freeze-text", action="store_true", help="leave the text encoder as it is"
-    )
-    parser.add_argument(
-        "--freeze-encoder", action="store_true", help="VAE: leave the latents as they are"
     )
     parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
     parser.add_argument("--max-steps", type=int)
@@ -116,23 +113,47 @@ def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the VAE; then scale its latents to unit variance."""
     folder = newest(args.folder, "vae", shipped=args.further)
     model = AutoencoderKL.from_pretrained(folder) if folder else vae.make_vae()
-    if args.freeze_encoder:
-        model.encoder.requires_grad_(False)
-        model.quant_conv.requires_grad_(False)
     batches = loader(args, MaskedPostcards(args.pictures), 4)
     train(accelerator, vae.Autoencode(model), batches, vae.vae_loss, **options(args, "vae", 1.5e-3))
     if not accelerator.is_main_process:
         return
     model = model.to("cpu")
     unseen = Postcards(64, first_seed=10**9)
-    pixels = torch.stack([unseen[i]["pixels"] for i in range(64)])
-    if not args.freeze_encoder:
-        vae.normalise_latents(model, pixels)
-    with torch.no_grad():
-        decoded = model.decode(model.encode(pixels).latent_dist.mean).sample
-    before, after = (pixels / 2 + 0.5, (decoded / 2 + 0.5).clamp(0, 1))
-    quality = f"{psnr(before, after):.1f} dB, SSIM {ssim(before, after):.3f}"
-    print(f"VAE round-trip of unseen pictures: {quality}")
+    vae.normalise_latents(model, torch.stack([unseen[i]["pixels"] for i in range(64)]))
+    save_vae(model, args)
+
+
+def train_decoder(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Make the decoder sharper; latents stay as they are, so that the U-Net can go on."""
+    model = AutoencoderKL.from_pretrained(newest(args.folder, "vae"))
+    seer = load_judge(args).requires_grad_(False).to(accelerator.device)
+    loss = partial(decoder.decoder_loss, judge=seer)
+    batches = loader(args, MaskedPostcards(args.pictures), 4)
+    train(accelerator, decoder.Rivals(model), batches, loss, **options(args, "decoder", 4e-4))
+    if accelerator.is_main_process:
+        save_vae(model.to("cpu"), args)
+
+
+def load_judge(args: argparse.Namespace) -> judge.Judge:
+    """Return this run's judge, or else the shipped one."""
+    trained = args.folder / judge.WEIGHTS.name
+    return judge.load_judge(trained if trained.exists() else judge.WEIGHTS)
+
+
+@torch.no_grad()
+def save_vae(model: AutoencoderKL, args: argparse.Namespace) -> None:
+    """Say how near round-trips of unseen pictures come to them; save the VAE."""
+    data = MaskedPostcards(64, first_seed=10**9)
+    unseen = [data[i] for i in range(64)]
+    pixels, subject = (torch.stack([e[key] for e in unseen]) for key in ("pixels", "subject"))
+    decoded = model.decode(model.encode(pixels).latent_dist.mean).sample
+    before, after = pixels / 2 + 0.5, (decoded / 2 + 0.5).clamp(0, 1)
+    within = -10 * ((before - after).square() * subject).sum().div(3 * subject.sum()).log10()
+    print(
+        f"VAE round-trip of unseen pictures: {psnr(before, after):.1f} dB, SSIM "
+        f"{ssim(before, after):.3f}; {within:.1f} dB where subjects stand; perceptual distance "
+        f"{decoder.perceptual_distance(load_judge(args), decoded, pixels):.3f}"
+    )
     model.save_pretrained(args.folder / "model" / "vae")
 
 
@@ -226,7 +247,7 @@ class Latents(Dataset):
     def __getitem__(self, index: int) -> dict:
         rng = random.Random(int(torch.randint(2**31, ())))
         empty = rng.random() < unet.CAPTION_DROPOUT
-        text = "" if empty else world.caption(self.scenes[index], rng)
+        text = "" if empty else words.caption(self.scenes[index], rng)
         return {"latents": self.latents[index].float(), "caption": text}
 
 
@@ -262,7 +283,7 @@ def train_unet(accelerator: Accelerator, args: argparse.Namespace, lesson: str) 
 
 def train_judge(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Train the judge on pictures of its own."""
-    model = judge.load_judge() if args.further else judge.Judge()
+    model = load_judge(args).train() if args.further else judge.Judge()
     batches = loader(args, JudgedPictures(args.pictures, first_seed=2 * 10**9), 32)
     train(accelerator, model, batches, judge.judge_loss, **options(args, "judge", 2e-3))
     if accelerator.is_main_process:
@@ -312,6 +333,7 @@ PARTS: dict[str, Callable[[Accelerator, argparse.Namespace], None]] = {
     "unet-all": partial(train_unet, lesson="all"),
     "clip-again": partial(train_clip, part="clip-again"),
     "judge": train_judge,
+    "decoder": train_decoder,
 }
 
 if __name__ == "__main__":

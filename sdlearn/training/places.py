@@ -8,11 +8,14 @@ U-Net the same loss. Asked outright, the text encoder learns it in some 600 batc
 
 from __future__ import annotations
 
+import random
+
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdlearn.postcards import words
 from sdlearn.postcards.data import Postcards
 from sdlearn.postcards.judge import NAMES, SHADES
 from sdlearn.postcards.world import SIDES, Scene
@@ -50,9 +53,10 @@ class Captions(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict:
-        subjects, colours = what_stands_where(self.pictures.scene(index))
+        scene = self.pictures.scene(index)
+        subjects, colours = what_stands_where(scene)
         return {
-            "caption": self.pictures.captions(index)[0],
+            "caption": words.caption(scene, random.Random(index), keep="places"),
             "subjects": torch.tensor(subjects),
             "colours": torch.tensor(colours),
         }

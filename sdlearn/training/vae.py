@@ -35,19 +35,30 @@ def gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels[..., :, 1:] - pixels[..., :, :-1], pixels[..., 1:, :] - pixels[..., :-1, :]
 
 
-def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """L1 + L2 + image gradients, more where a subject stands, + 1 - SSIM + a small KL; a scalar."""
-    pixels = batch["pixels"]  # (B, 3, H, W) in [-1, 1]
-    weight = 1 + SUBJECT_WEIGHT * batch["subject"]  # (B, 1, H, W)
+def reconstruction_loss(
+    decoded: torch.Tensor, pixels: torch.Tensor, subject: torch.Tensor
+) -> torch.Tensor:
+    """L1 + L2 + image gradients, more where a subject stands, + 1 - SSIM; a scalar.
+
+    Args:
+        decoded: pictures, (B, 3, H, W) in [-1, 1].
+        pixels: what they should be.
+        subject: (B, 1, H, W), 1 where a subject stands, else 0.
+    """
+    weight = 1 + SUBJECT_WEIGHT * subject
     weight = weight / weight.mean()
-    decoded, mean, logvar = (part.float() for part in vae(pixels))
     error = decoded - pixels
     across, down = gradients(error)
     loss = (weight * (error.abs() + error.square())).mean()
     loss = loss + (weight[..., 1:] * across.abs()).mean() + (weight[..., 1:, :] * down.abs()).mean()
-    loss = loss + 1 - ssim_map(decoded / 2 + 0.5, pixels / 2 + 0.5).mean()
+    return loss + 1 - ssim_map(decoded / 2 + 0.5, pixels / 2 + 0.5).mean()
+
+
+def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
+    """The error of the decoded pictures, + a small KL; a scalar."""
+    decoded, mean, logvar = (part.float() for part in vae(batch["pixels"]))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return loss + KL_WEIGHT * kl
+    return reconstruction_loss(decoded, batch["pixels"], batch["subject"]) + KL_WEIGHT * kl
 
 
 class Autoencode(torch.nn.Module):
