@@ -19,8 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("prompt", nargs="?", default=PROMPT, help=f'default: "{PROMPT}"')
     parser.add_argument("--model", help='"postcards", "sd15", a folder or a .safetensors file')
     parser.add_argument("--negative-prompt", default="", help="what to steer away from")
-    parser.add_argument("--steps", type=int, default=10, help="denoising steps (default 10)")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default 2)")
+    parser.add_argument(
+        "--steps", type=int, help="denoising steps (default: 10 for postcards, else 50)"
+    )
+    parser.add_argument(
+        "--guidance", type=float, help="guidance scale (default: 2 for postcards, else 7.5)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     parser.add_argument("--out", type=Path, default=Path("postcard.png"), help="the picture's file")
     parser.add_argument(
@@ -76,7 +80,7 @@ def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     from sdlearn import capture_attention, load, text_to_image, tokenize
-    from sdlearn.postcards import about_unknown_words
+    from sdlearn.postcards import GUIDANCE, STEPS, about_unknown_words, is_postcards
     from sdlearn.show import filmstrip
 
     for log in (diffusers_logging, transformers_logging):
@@ -88,13 +92,14 @@ def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
             print(f"sdlearn: too long for 77 tokens, cut off: {words}", file=sys.stderr)
     if unknown := about_unknown_words(pipe, f"{args.prompt} {args.negative_prompt}"):
         print(f"sdlearn: {unknown}", file=sys.stderr)
+    steps, guidance = (STEPS, GUIDANCE) if is_postcards(pipe) else (50, 7.5)
     with capture_attention(pipe) as maps:
         trace = text_to_image(
             pipe,
             args.prompt,
             negative_prompt=args.negative_prompt,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
+            num_inference_steps=steps if args.steps is None else args.steps,
+            guidance_scale=guidance if args.guidance is None else args.guidance,
             generator=torch.Generator().manual_seed(args.seed),
         )
     trace.image.save(picture)

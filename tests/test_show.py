@@ -94,6 +94,18 @@ def test_a_prompt_is_shown_as_it_is_whatever_is_in_it(random_pipe, tmp_path):
         assert "cat $5 or $10 of $\\frac$ caf\u00e9 [slice of pizza] \N{WHITE SQUARE}" in written
 
 
+def test_a_measured_number_is_printed_and_guarded(random_pipe, postcards, capsys):
+    show.measured("share", torch.tensor(0.5), 0.4, 0.6)
+    assert capsys.readouterr().out == "share ≈ 0.50\n"
+    with pytest.raises(AssertionError, match=r"share: 0.7 is not within 0.4 to 0.6"):
+        show.measured("share", 0.7, 0.4, 0.6)
+    with pytest.raises(AssertionError, match="nan"):
+        show.measured("share", float("nan"), 0.4, 0.6)
+    with pytest.raises(AssertionError):
+        show.measured("share", 0.7, 0.4, 0.6, pipe=postcards)
+    show.measured("share", 0.7, 0.4, 0.6, pipe=random_pipe)  # The text speaks of postcards alone.
+
+
 def test_text_in_figures_is_wrapped_and_cut():
     assert show.plain("one two three", 7) == "one two\nthree"
     assert show.plain("word " * 99, 10, lines=2) == "word word\nword …"
@@ -120,12 +132,20 @@ def test_the_command_writes_the_picture_and_its_filmstrip(tmp_path, capsys):
 
 
 def test_the_command_says_which_words_were_cut_off(tmp_path, capfd):
-    prompt = "cat " * 74 + "one two three four five six seven"
+    prompt = "cat " * 74 + "one two three four red blue green"
     assert main([prompt, "--steps", "1", "--out", str(tmp_path / "cat.png")]) == 0
     said = capfd.readouterr().err
     assert said == (
-        "sdlearn: too long for 77 tokens, cut off: two three four five six … (6 words)\n"
+        "sdlearn: too long for 77 tokens, cut off: two three four red blue … (6 words)\n"
     )
+
+
+def test_the_command_says_which_words_postcards_has_not_learnt(tmp_path, capfd):
+    options = ["--steps", "1", "--out", str(tmp_path / "cat.png")]
+    assert main(["a lion", "--negative-prompt", "kitty", *options]) == 0
+    said = capfd.readouterr().err
+    assert said.startswith("sdlearn: postcards has not learnt: lion, kitty (near: kitten). It ")
+    assert said.count("\n") == 1
 
 
 @pytest.fixture

@@ -25,14 +25,14 @@ from sdlearn import decode_latents, encode_image, load, to_pil
 from sdlearn.postcards import words, world
 from sdlearn.postcards.data import Postcards, pixels_of
 from sdlearn.postcards.judge import Judge, agrees, load_judge
+from sdlearn.postcards.model import GUIDANCE, STEPS
 from sdlearn.postcards.render import render
 from sdlearn.postcards.tasks import TASKS, Task, scenes_for
 from sdlearn.postcards.world import Scene
 from sdlearn.show import pictures
 
 BATCH = 16
-GUIDANCE, STEPS = 2.0, 10  # The best of ``--grid``: the book's settings.
-GRID = (1.0, 1.5, 2.0, 3.0, 5.0), (4, 8, 10, 12, 20)
+GRID = (1.0, 1.5, 2.0, 3.0, 5.0), (4, 8, 10, 20)
 CONTROLS = ("none", "shuffled prompts", "empty prompt", "guidance off", "true renders")
 
 

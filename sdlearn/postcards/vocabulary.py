@@ -9,8 +9,8 @@ from functools import cache
 
 from diffusers import StableDiffusionPipeline
 
-from sdlearn.pipeline import MODELS
 from sdlearn.postcards import words
+from sdlearn.postcards.model import is_postcards
 from sdlearn.postcards.world import COLOURS, SIDES, SUBJECTS
 
 # English that no picture shows: not called unknown, though captions may lack it.
@@ -65,7 +65,7 @@ def about_unknown_words(pipe: StableDiffusionPipeline, prompt: str) -> str | Non
     None if it knows them all, or if the pipeline is another model.
     """
     unknown = unknown_words(prompt)
-    if not unknown or pipe.name_or_path != MODELS["postcards"][0]:
+    if not unknown or not is_postcards(pipe):
         return None
     named = [f"{word} (near: {near})" if near else word for word, near in unknown.items()]
     return f"postcards has not learnt: {', '.join(named)}. It knows: {', '.join(SUBJECTS)}."

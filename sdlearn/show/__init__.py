@@ -11,6 +11,7 @@ from sdlearn.show.figures import (
     tokens_strip,
 )
 from sdlearn.show.filmstrip import filmstrip
+from sdlearn.show.numbers import measured
 from sdlearn.show.style import new_axes, new_figure, picture, plain
 from sdlearn.show.unet_tour import unet_tour
 
@@ -21,6 +22,7 @@ __all__ = [
     "heat_maps",
     "latents_to_pil",
     "map_overlay",
+    "measured",
     "new_axes",
     "new_figure",
     "parts_diagram",
