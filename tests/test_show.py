@@ -15,6 +15,7 @@ from PIL import Image
 import sdlearn
 from sdlearn import show
 from sdlearn.__main__ import main
+from sdlearn.postcards import GUIDANCE, STEPS
 
 
 def texts(figure) -> list[str]:
@@ -129,6 +130,18 @@ def test_the_command_writes_the_picture_and_its_filmstrip(tmp_path, capsys):
     printed = capsys.readouterr()
     assert str(out) in printed.out
     assert printed.err == ""
+
+
+def test_the_command_draws_with_the_settings_that_suit_postcards(tmp_path):
+    assert main(["an owl", "--model", "postcards", "--out", str(tmp_path / "owl.png")]) == 0
+    expected = sdlearn.text_to_image(
+        sdlearn.load("postcards"),
+        "an owl",
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(0),
+    ).image
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "owl.png")), np.asarray(expected))
 
 
 def test_the_command_says_which_words_were_cut_off(tmp_path, capfd):
