@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 PROMPT = "an orange fox in the snow at night"
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -92,14 +93,16 @@ def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
             print(f"sdlearn: too long for 77 tokens, cut off: {words}", file=sys.stderr)
     if unknown := about_unknown_words(pipe, f"{args.prompt} {args.negative_prompt}"):
         print(f"sdlearn: {unknown}", file=sys.stderr)
-    steps, guidance = (STEPS, GUIDANCE) if is_postcards(pipe) else (50, 7.5)
+    settings: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if is_postcards(pipe):
+        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, **settings}
     with capture_attention(pipe) as maps:
         trace = text_to_image(
             pipe,
             args.prompt,
             negative_prompt=args.negative_prompt,
-            num_inference_steps=steps if args.steps is None else args.steps,
-            guidance_scale=guidance if args.guidance is None else args.guidance,
+            **settings,
             generator=torch.Generator().manual_seed(args.seed),
         )
     trace.image.save(picture)

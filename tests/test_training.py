@@ -133,7 +133,6 @@ TWO_PROCESSES = """
 import sys, time
 from pathlib import Path
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from sdlearn.training.loop import train

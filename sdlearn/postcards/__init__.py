@@ -1,6 +1,8 @@
-"""The world that postcards, the shipped model, was trained on: scenes, captions, pictures."""
+"""The world that postcards, the shipped model, was trained on: scenes, captions, pictures.
 
-from sdlearn.postcards.model import GUIDANCE, STEPS, is_postcards
-from sdlearn.postcards.vocabulary import about_unknown_words, unknown_words
+``__init__.pyi`` lists the public names; scenes and captions need neither torch nor diffusers.
+"""
 
-__all__ = ["GUIDANCE", "STEPS", "about_unknown_words", "is_postcards", "unknown_words"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -77,6 +77,25 @@ def draw(
     return pipe(prompts, generator=generators, **settings).images.float().cpu() * 2 - 1
 
 
+def judged(
+    pipe: StableDiffusionPipeline | None,
+    judge: Judge,
+    task: Task,
+    scenes: list[Scene],
+    control: str,
+    seed: int,
+    guidance: float,
+    steps: int,
+) -> list[dict[str, bool]]:
+    """Draw the scenes of a task; return for each which attributes the judge finds as asked."""
+    found = []
+    for start in range(0, len(scenes), BATCH):
+        batch = scenes[start : start + BATCH]
+        pictures = draw(pipe, batch, control, seed + start, guidance, steps, task.say)
+        found += [agrees(read, scene) for read, scene in zip(judge.read(pictures), batch)]
+    return found
+
+
 def measure(
     pipe: StableDiffusionPipeline | None,
     judge: Judge,
@@ -96,12 +115,8 @@ def measure(
     scenes = scenes_for(task, prompts, 0, easy=easy)
     answers: list[tuple[Scene, dict[str, bool]]] = []
     for seed in range(seeds):
-        for start in range(0, len(scenes), BATCH):
-            batch = scenes[start : start + BATCH]
-            first = 10_000 * seed + start
-            pictures = draw(pipe, batch, control, first, guidance, steps, task.say)
-            found = [agrees(read, scene) for read, scene in zip(judge.read(pictures), batch)]
-            answers += zip(batch, found)
+        found = judged(pipe, judge, task, scenes, control, 10_000 * seed, guidance, steps)
+        answers += zip(scenes, found)
 
     def count(attributes: tuple[str, ...], kinds: tuple[bool, ...]) -> tuple[int, int]:
         chosen = [found for scene, found in answers if world.is_held_out(scene) in kinds]
@@ -150,9 +165,8 @@ def grid(pipe: StableDiffusionPipeline, judge: Judge, prompts: int) -> Iterable[
             right = 0
             for task in TASKS:
                 scenes = scenes_for(task, prompts, 1)
-                pictures = draw(pipe, scenes, "none", 0, guidance, steps, task.say)
-                read = judge.read(pictures)
-                right += sum(all(agrees(*pair).values()) for pair in zip(read, scenes))
+                found = judged(pipe, judge, task, scenes, "none", 0, guidance, steps)
+                right += sum(all(attributes.values()) for attributes in found)
             shares.append(f"{right / prompts / len(TASKS):.2f}")
         yield f"| guidance {guidance} | " + " | ".join(shares) + " |"
 

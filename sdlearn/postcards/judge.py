@@ -125,7 +125,7 @@ def target(scene: Scene) -> dict[str, Tensor]:
         subject[distance < 1.5 * CELL] = NAMES.index(thing.subject)
         colour[distance < 1.5 * CELL] = SHADES.index(thing.colour)
     scene = settled(scene)
-    setting, time = SETTINGS.index(scene.setting or ""), TIMES.index(scene.time or "")
+    setting, time = SETTINGS.index(scene.setting), TIMES.index(scene.time)
     whole = {"setting": torch.tensor(setting), "time": torch.tensor(time)}
     return {"heat": heat, "subject": subject, "colour": colour, **whole}
 

@@ -36,7 +36,7 @@ def known_words() -> frozenset[str]:
         words.RELATION_WORDS, SIDES,
     )  # fmt: skip
     lists: Iterable[Iterable[str]] = (
-        nouns, (words.PLURALS.get(noun, noun + "s") for noun in nouns), COLOURS,
+        nouns, map(words.plural, nouns), COLOURS,
         words.FILLERS, words.VERBS, words.MEDIA, words.EMPTY,
         words.JOINS, words.BESIDE, words.DEPTH,
         *(phrases for table in tables for phrases in table.values()),

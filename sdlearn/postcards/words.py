@@ -21,7 +21,7 @@ PLURALS = {"fish": "fish", "butterfly": "butterflies", "bus": "buses", "pony": "
 SIZE_WORDS = {"small": ["small", "tiny", "mini"], "large": ["large", "big", "huge"]}
 COUNT_WORDS = {2: ["two", "2", "a pair of"], 3: ["three", "3"], 4: ["four", "4"]}
 # Where something stands; the plainest words come first.
-PLACES = {
+PLACES: dict[str | None, list[str]] = {
     "beach": ["on the beach", "on a beach", "at the beach", "on the sand"],
     "meadow": ["in a meadow", "in the meadow", "on the grass", "in a green field"],
     "desert": ["in the desert", "in a desert", "on a dune"],
@@ -31,14 +31,14 @@ PLACES = {
     "city": ["in the city", "in a city", "in town", "on the street"],
     "forest": ["in the forest", "in a forest", "in the woods"],
 }
-MOMENTS = {
+MOMENTS: dict[str | None, list[str]] = {
     "morning": ["in the morning", "at sunrise", "at dawn"],
     "day": ["by day", "at noon", "on a sunny day"],
     "sunset": ["at sunset", "in the evening", "at dusk"],
     "night": ["at night", "by moonlight", "at midnight"],
 }
 # A setting or a time as all that a picture shows.
-VIEWS = {
+VIEWS: dict[str | None, list[str]] = {
     "beach": ["beach", "the beach", "a sandy beach"],
     "meadow": ["meadow", "a meadow", "green hills"],
     "desert": ["desert", "the desert", "dunes"],
@@ -48,14 +48,14 @@ VIEWS = {
     "city": ["city", "a city", "a street", "the city skyline"],
     "forest": ["forest", "a forest", "the woods"],
 }
-SKIES = {
+SKIES: dict[str | None, list[str]] = {
     "morning": ["sunrise", "dawn", "a morning"],
     "day": ["a sunny day", "noon", "a bright day"],
     "sunset": ["sunset", "a sunset", "dusk", "an evening"],
     "night": ["night", "a night", "midnight", "moonlight"],
 }
 # How one of two things stands to the other; "X, Y" says no more than "X and Y".
-RELATION_WORDS = {
+RELATION_WORDS: dict[str | None, list[str]] = {
     "left of": ["left of", "to the left of", "to the left of"],
     "right of": ["right of", "to the right of", "to the right of"],
     "above": ["above", "above", "over"],
@@ -109,7 +109,7 @@ def noun_phrase(
         return rng is not None and rng.random() < share
 
     noun = choose([thing.subject] * 3 + SYNONYMS.get(thing.subject, []))
-    words = [noun if count == 1 else PLURALS.get(noun, noun + "s")]
+    words = [noun if count == 1 else plural(noun)]
     if thing.colour != NATURAL:
         words.insert(0, thing.colour)
     if size in SIZE_WORDS:
@@ -121,6 +121,11 @@ def noun_phrase(
     if count > 1:
         return " ".join([choose(COUNT_WORDS[count]), *words])
     return " ".join([article(words[0]), *words])
+
+
+def plural(noun: str) -> str:
+    """Return the name of several: "foxes"."""
+    return PLURALS.get(noun, noun + "s")
 
 
 def article(word: str) -> str:
@@ -165,9 +170,9 @@ def caption(scene: Scene, rng: random.Random, *, keep: str | None = None) -> str
         return scene.first.subject if scene.second is None and scene.count == 1 else subject
     parts = []
     if rng.random() < 0.75 or keep == "setting":
-        parts.append(rng.choice(PLACES[scene.setting or ""]))
+        parts.append(rng.choice(PLACES[scene.setting]))
     if (rng.random() < 0.65 or keep == "time") and scene.setting != "space":
-        parts.append(rng.choice(MOMENTS[scene.time or ""]))
+        parts.append(rng.choice(MOMENTS[scene.time]))
     if len(parts) == 2 and rng.random() < 0.15:
         parts.reverse()
     if parts and rng.random() < 0.15:
@@ -203,17 +208,17 @@ def _pair(scene: Scene, rng: random.Random, keep: str | None) -> str:
 
 def _view(scene: Scene, rng: random.Random, keep: str | None) -> str:
     """Name a setting, a time, or both, of a scene without a subject."""
-    moments = rng.choice(MOMENTS[scene.time or ""])
+    moment = rng.choice(MOMENTS[scene.time])
     if keep != "setting" and scene.setting != "space" and rng.random() < 0.3:
-        sky = rng.choice(SKIES[scene.time or ""])
-        return sky if rng.random() < 0.5 else f"{sky} {rng.choice(PLACES[scene.setting or ''])}"
-    view = rng.choice(VIEWS[scene.setting or ""])
+        sky = rng.choice(SKIES[scene.time])
+        return sky if rng.random() < 0.5 else f"{sky} {rng.choice(PLACES[scene.setting])}"
+    view = rng.choice(VIEWS[scene.setting])
     if rng.random() < 0.4:
         view = _described(view, rng.choice(EMPTY))
     if rng.random() < 0.15:
         view = f"{rng.choice(MEDIA)} {view}"
     said = scene.setting != "space" and (keep == "time" or rng.random() < 0.6)
-    return f"{view} {moments}" if said else view
+    return f"{view} {moment}" if said else view
 
 
 def _described(view: str, adjective: str) -> str:
@@ -227,11 +232,10 @@ def sentence(scene: Scene) -> str:
     """Put everything in a scene into the plainest words: the prompt of a measurement."""
     words = [noun_phrase(scene.first, None, count=scene.count)] if scene.count else []
     if scene.second is not None:
-        relation = scene.relation or "left of"
-        words += [relation, noun_phrase(scene.second, None)]
-    words.append(PLACES[scene.setting or "beach"][0])
+        words += [RELATION_WORDS[scene.relation][0], noun_phrase(scene.second, None)]
+    words.append(PLACES[scene.setting][0])
     if scene.setting != "space":
-        words.append(MOMENTS[scene.time or "day"][0])
+        words.append(MOMENTS[scene.time][0])
     return " ".join(words)
 
 
@@ -242,7 +246,7 @@ def unseen_wording(scene: Scene) -> str:
     """
     rng = random.Random(f"unseen {scene.seed}")
     if scene.count == 0:
-        words = [_described(VIEWS[scene.setting or "beach"][0], rng.choice(UNSEEN_EMPTY))]
+        words = [_described(VIEWS[scene.setting][0], rng.choice(UNSEEN_EMPTY))]
     else:
         subject = _unseen_name(scene.first, rng, scene.count)
         if scene.second is not None:
