@@ -30,7 +30,7 @@ test: $(VENV)/.installed-test ## Check style and types, run the tests and every 
 	$(PY) -m pytest $(ARGS)
 
 chapters: $(VENV)/.installed-test ## Run every chapter again and clean it (ARGS=09: only that one)
-	$(PY) chapters/build.py $(ARGS)
+	$(PY) book/build.py $(ARGS)
 
 bench: $(VENV)/.installed-test ## Print how fast and how large sdlearn is on this machine
 	$(PY) tests/bench.py $(ARGS)

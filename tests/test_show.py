@@ -8,7 +8,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from IPython.display import HTML
 from matplotlib.text import Text
 from PIL import Image
 
@@ -263,9 +262,17 @@ def test_packages_that_do_not_fit_together(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_every_picture_has_alternative_text():
+def test_every_picture_has_alternative_text(monkeypatch):
+    """In each of the forms that notebooks are read in; HTML where JupyterLab shows them."""
     image = Image.new("RGB", (4, 4))
-    assert 'alt="4 &lt; 5 &amp; &quot;six&quot;"' in show.picture(image, '4 < 5 & "six"').data
+    alt = '4 < 5 & "six"'
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    data, metadata = show.picture(image, alt)._repr_mimebundle_()
+    assert set(data) == {"image/png", "text/plain"}
+    assert data["text/plain"] == metadata["image/png"]["alt"] == alt
+    monkeypatch.setenv("JPY_SESSION_NAME", "00-start-here.ipynb")
+    data, _ = show.picture(image, alt)._repr_mimebundle_()
+    assert 'alt="4 &lt; 5 &amp; &quot;six&quot;"' in data["text/html"]
     with pytest.raises(ValueError, match="alt"):
         show.picture(image, " ")
 
@@ -284,13 +291,28 @@ def test_an_overlay_is_brightest_where_the_map_is():
     assert np.unravel_index(overlay.argmax(), overlay.shape) == (1, 2)
 
 
+def test_a_prompt_is_drawn_when_it_changes_and_unknown_words_are_named(postcards):
+    box = show.prompt_explorer(postcards, "a red cat", seed=3)
+    text, number, said, shown = box.children
+    states = []
+    said.observe(lambda change: states.append(change["new"]), names="value")
+    before = shown.value
+    assert "a red cat" in before
+    text.value = "a lion"
+    assert shown.value != before
+    assert states[0] == "drawing …" and "lion" in states[-1]
+    before = shown.value
+    number.value = 4
+    assert shown.value != before
+
+
 def test_choices_redraw_for_the_values_chosen():
     def draw(steps, sampler):
-        return HTML(f"{sampler} {steps}")
+        return show.picture(Image.new("RGB", (4, 4)), f"{sampler} {steps}")
 
     box = show.choices(draw, steps=[10, 1, 5], sampler=["Euler", "DDIM"])
     slider, menu, shown = box.children
-    assert shown.value == "Euler 10"
+    assert 'alt="Euler 10"' in shown.value
     assert list(slider.options) == [1, 5, 10]
     slider.value, menu.value = 5, "DDIM"
-    assert shown.value == "DDIM 5"
+    assert 'alt="DDIM 5"' in shown.value

@@ -2,7 +2,7 @@
 
 from sdlearn.show.diagram import parts_diagram
 from sdlearn.show.environment import environment
-from sdlearn.show.explorers import choices, token_explorer
+from sdlearn.show.explorers import choices, prompt_explorer, token_explorer
 from sdlearn.show.figures import (
     heat_maps,
     latents_to_pil,
@@ -29,6 +29,7 @@ __all__ = [
     "picture",
     "pictures",
     "plain",
+    "prompt_explorer",
     "token_explorer",
     "tokens_strip",
     "unet_tour",

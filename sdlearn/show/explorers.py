@@ -6,11 +6,13 @@ import html
 from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
+import torch
 from diffusers import StableDiffusionPipeline
-from IPython.display import HTML
 
+from sdlearn.postcards import about_unknown_words, settings
+from sdlearn.sampling import text_to_image
 from sdlearn.show.figures import end_of
-from sdlearn.show.style import BLUE, GREY, PAPER
+from sdlearn.show.style import BLUE, GREY, PAPER, Picture, picture
 from sdlearn.text import tokenize
 
 
@@ -44,7 +46,32 @@ def token_explorer(pipe: StableDiffusionPipeline, prompt: str) -> widgets.VBox:
     return widgets.VBox([field, boxes])
 
 
-def choices(draw: Callable[..., HTML], **options: Sequence) -> widgets.VBox:
+def prompt_explorer(pipe: StableDiffusionPipeline, prompt: str, seed: int = 0) -> widgets.VBox:
+    """Return a field for a prompt and one for a seed, and the picture that they give.
+
+    It draws when Enter is pressed or a field is left, says so while it works, and names words
+    that postcards has not learnt.
+    """
+    wide = {"width": "95%"}
+    text = widgets.Text(prompt, description="prompt", continuous_update=False, layout=wide)
+    number = widgets.BoundedIntText(seed, 0, 2**31 - 1, description="seed")
+    said, shown = widgets.Label(), widgets.HTML()
+
+    def update(_: object = None) -> None:
+        said.value = "drawing …"
+        generator = torch.Generator().manual_seed(number.value)
+        trace = text_to_image(pipe, text.value, **settings(pipe), generator=generator)
+        alt = f'Drawn for "{text.value}", seed {number.value}'
+        shown.value = picture(trace.image, alt).html
+        said.value = about_unknown_words(pipe, text.value) or "Change either, and press Enter."
+
+    for field in (text, number):
+        field.observe(update, names="value")
+    update()
+    return widgets.VBox([text, number, said, shown])
+
+
+def choices(draw: Callable[..., Picture], **options: Sequence) -> widgets.VBox:
     """Return a control for each option, and below them what ``draw`` makes of the values chosen.
 
     Numbers become a slider, names a menu; both answer to the arrow keys. The first value of each
@@ -63,7 +90,7 @@ def choices(draw: Callable[..., HTML], **options: Sequence) -> widgets.VBox:
     shown = widgets.HTML()
 
     def update(_: object = None) -> None:
-        shown.value = draw(**{name: control.value for name, control in controls.items()}).data
+        shown.value = draw(**{name: control.value for name, control in controls.items()}).html
 
     for control in controls.values():
         control.observe(update, names="value")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 import textwrap
 import unicodedata
 from typing import Any
 
 import matplotlib as mpl
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -21,6 +21,8 @@ from PIL import Image
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#6B6B6B"
 RED, SKY, YELLOW = "#D55E00", "#56B4E9", "#F0E442"
 INK, PAPER = "#222222", "#FFFFFF"
+PIXELS_PER_POINT = 2  # Screens of today show figures at twice the old resolution.
+MOST_BYTES = 250_000  # Of a figure with all of its colours.
 HEAT = "inferno"  # Perceptually even, and readable in grey.
 
 STYLE: dict[str, Any] = {
@@ -91,14 +93,51 @@ def rounded_box(axes: Axes, x: float, y: float, width: float, height: float, **l
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """Return a figure as an RGB picture."""
+    """Return a figure as an RGB picture, with two pixels to each of the page."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png", dpi=PIXELS_PER_POINT * figure.dpi)
     return Image.open(buffer).convert("RGB")
 
 
-def picture(source: Figure | Image.Image, alt: str, *, scale: int | None = None) -> HTML:
+def to_png(image: Image.Image) -> bytes:
+    """Return a picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+class Picture:
+    """A PNG with its alternative text, in the forms in which notebooks are read.
+
+    nbconvert and MyST read the text in the PNG's metadata, VS Code the plain text, JupyterLab
+    neither: to it goes HTML, too, which other viewers take the pictures out of.
+
+    Attributes:
+        png: the file.
+        alt: what the picture shows, in words.
+        width: how wide it is shown, in pixels of the page.
+    """
+
+    def __init__(self, png: bytes, alt: str, width: int) -> None:
+        self.png, self.alt, self.width = png, alt, width
+
+    @property
+    def html(self) -> str:
+        """The picture as an HTML element."""
+        source = f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+        style = "max-width: 100%"
+        alt = html.escape(self.alt)
+        return f'<img alt="{alt}" width="{self.width}" style="{style}" src="{source}">'
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": self.alt}
+        if "JPY_SESSION_NAME" in os.environ:  # set by the server of JupyterLab and Notebook
+            data["text/html"] = self.html
+        return data, {"image/png": {"alt": self.alt, "width": self.width}}
+
+
+def picture(source: Figure | Image.Image, alt: str, *, scale: int | None = None) -> Picture:
     """Return a figure or a PIL image for display at the end of a cell.
 
     Args:
@@ -118,14 +157,12 @@ def picture(source: Figure | Image.Image, alt: str, *, scale: int | None = None)
         scale = 1 if isinstance(source, Figure) else max(1, 384 // image.width)
     if scale < 1:
         raise ValueError(f"scale must be 1 or more, got {scale}")
-    buffer = io.BytesIO()
-    # 256 colours are plenty for a figure; a picture on its own keeps all of its colours.
-    shown = image.quantize(256) if isinstance(source, Figure) else image
-    shown.save(buffer, format="png", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    width = image.width * scale
-    return HTML(
-        f'<img alt="{html.escape(alt)}" width="{width}" '
-        f'style="max-width: 100%; image-rendering: {"pixelated" if scale > 1 else "auto"}" '
-        f'src="data:image/png;base64,{data}">'
-    )
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    png = to_png(image)
+    # Noise does not compress. In it no bands show, and nobody looks for single pixels.
+    if len(png) > MOST_BYTES:
+        png = to_png(image.quantize(256))
+    if len(png) > MOST_BYTES:
+        png = to_png(image.reduce(2).quantize(256))
+    width = image.width // PIXELS_PER_POINT if isinstance(source, Figure) else image.width
+    return Picture(png, alt, width)

@@ -1,8 +1,8 @@
 """Run every chapter from its first cell to its last, clean it, and write it back.
 
-python chapters/build.py             all chapters, in order
-python chapters/build.py 00 09       only these
-python chapters/build.py --check     run nothing, list what is wrong with the files
+python book/build.py             all chapters, in order
+python book/build.py 00 09       only these
+python book/build.py --check     run nothing, list what is wrong with the files
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from nbformat import NotebookNode
 # or "sdlearn" once that name on the package index is this project's. None: nothing yet.
 SOURCE: str | None = None
 
-CHAPTERS = Path(__file__).parent
+CHAPTERS = Path(__file__).parents[1] / "chapters"
 CELL_TIMEOUT = 180  # Seconds.
-MAX_BYTES = 1_500_000
+MAX_BYTES = 2_000_000
 MAX_LINES = 15
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # A home, temporary or work folder at the start of a path; "example.org/home/" is not one.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp)/\w|\b[A-Z]:\\Users\\")
 PROGRESS_BAR = re.compile(r"\d%\|")
 IMAGE_WITHOUT_ALT = re.compile(r"!\[\s*\]\(|<img(?![^>]*\balt=['\"][^'\"])[^>]*>")
-
-EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=]+")
 
 IF_MISSING = 'import importlib.util\n\nif importlib.util.find_spec("sdlearn") is None:\n'
 STOP = """    raise ModuleNotFoundError(
@@ -148,6 +146,8 @@ def _output_problems(output: NotebookNode) -> list[str]:
     alt = output.get("metadata", {}).get("image/png", {}).get("alt")
     if ("image/png" in data and not alt) or IMAGE_WITHOUT_ALT.search(text):
         found.append("shows a picture without alt text: show it with sdlearn.show.picture")
+    if "data:image" in data.get("text/html", ""):
+        found.append("shows a picture as HTML, out of which GitHub and others take it")
     if output.output_type == "error" or "Traceback (most recent call last)" in text:
         found.append("shows a traceback")
     if PROGRESS_BAR.search(text):
@@ -163,7 +163,7 @@ def _text(output: NotebookNode) -> str:
     """All the text of an output; never its pictures."""
     parts = [output.get("text", ""), *output.get("traceback", [])]
     parts += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
-    return EMBEDDED.sub("", "\n".join(parts))
+    return "\n".join(parts)
 
 
 def _named(names: list[str]) -> list[Path]:
