@@ -89,7 +89,7 @@ def ssim(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> float:
         a: pixels, (B, 3, H, W) in [0, 1].
         b: pixels of the same shape.
         window: side of the window, an odd number.
-        sigma: spread, in pixels, of the Gaussian that weights the pixels of the window.
+        sigma: standard deviation, in pixels, of the Gaussian that weights the pixels of the window.
 
     Raises:
         ValueError: other shapes, or a picture smaller than the window.

@@ -35,7 +35,8 @@ def encode_image(
         sample: draw from the posterior, as diffusers does, or take its mode.
 
     Returns:
-        (B, 4, H/8, W/8), times ``scaling_factor``, which makes their spread about 1.
+        (B, 4, H/8, W/8), times ``scaling_factor``, which makes their standard
+        deviation about 1.
 
     Raises:
         ValueError, TypeError: an image of a wrong mode or size, or an unreadable file.

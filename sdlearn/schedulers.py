@@ -33,9 +33,9 @@ def ddpm_step(
 
     $$x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}\, x_0
       + \frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\, x_t
-      + \sqrt{\frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t}\; z$$
+      + \sqrt{\frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t}\; \epsilon'$$
 
-    ``noise`` is z, drawn from N(0, 1). At the last step its share is 0.
+    ``noise`` is $\epsilon'$, drawn from N(0, 1). At the last step its share is 0.
     """
     original, _ = split_prediction(sample, noise_pred, a, prediction_type)
     alpha = a / a_prev
@@ -57,11 +57,11 @@ def ddim_step(
     r"""Go to the predicted picture, and part of the way back (Song et al. 2020, equation 12).
 
     $$x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, x_0
-      + \sqrt{1-\bar\alpha_{t-1}-\sigma^2}\;\epsilon + \sigma z, \qquad
-      \sigma = \eta \sqrt{\tfrac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}}
+      + \sqrt{1-\bar\alpha_{t-1}-s_t^2}\;\epsilon + s_t\,\epsilon', \qquad
+      s_t = \eta \sqrt{\tfrac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}}
       \sqrt{1-\tfrac{\bar\alpha_t}{\bar\alpha_{t-1}}}$$
 
-    ``eta`` 0 is deterministic, 1 is DDPM. ``noise`` is z, drawn from N(0, 1).
+    ``eta`` 0 is deterministic, 1 is DDPM. ``noise`` is $\epsilon'$, drawn from N(0, 1).
 
     Raises:
         ValueError, TypeError: eta outside 0 to 1, or above 0 without noise.
@@ -69,9 +69,9 @@ def ddim_step(
     if checks.real("eta", eta, 0, 1, "0 adds no noise") > 0 and noise is None:
         raise ValueError(f"eta={eta} adds fresh noise: pass noise=torch.randn(sample.shape)")
     original, epsilon = split_prediction(sample, noise_pred, a, prediction_type)
-    sigma = eta * ((1 - a_prev) / (1 - a)) ** 0.5 * (1 - a / a_prev) ** 0.5
-    previous = a_prev**0.5 * original + (1 - a_prev - sigma**2) ** 0.5 * epsilon
-    return previous if noise is None else previous + sigma * noise
+    s = eta * ((1 - a_prev) / (1 - a)) ** 0.5 * (1 - a / a_prev) ** 0.5
+    previous = a_prev**0.5 * original + (1 - a_prev - s**2) ** 0.5 * epsilon
+    return previous if noise is None else previous + s * noise
 
 
 def euler_step(
@@ -110,20 +110,22 @@ def dpm_solver_step(
     With $\lambda = \tfrac12 \log\frac{\bar\alpha}{1-\bar\alpha}$ and
     $r = (\lambda_t - \lambda_{last}) / (\lambda_{t-1} - \lambda_t)$:
 
-    $$D = x_0 + \tfrac{1}{2r}(x_0 - x_0^{last}), \qquad x_{t-1} = s\, x_t +
-      (\sqrt{\bar\alpha_{t-1}} - \sqrt{\bar\alpha_t}\, s)\, D, \qquad
-      s = \sqrt{\tfrac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}}$$
+    $$x_0^{lean} = x_0 + \tfrac{1}{2r}(x_0 - x_0^{last}), \qquad
+      x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, x_0^{lean} + \sqrt{1-\bar\alpha_{t-1}}\;
+      \frac{x_t - \sqrt{\bar\alpha_t}\, x_0^{lean}}{\sqrt{1-\bar\alpha_t}}$$
+
+    The second is DDIM's step to the leaned guess.
 
     ``last`` is x_0 and alpha_bar of the step before. Without it, and where ``a_prev`` is 1, the
-    step is of first order, $D = x_0$.
+    step is of first order, $x_0^{lean} = x_0$.
     """
-    target = original
+    lean = original
     if last is not None and a_prev < 1:
         last_original, a_last = last
         r = (_log_snr(a) - _log_snr(a_last)) / (_log_snr(a_prev) - _log_snr(a))
-        target = original + (original - last_original) / (2 * r)
+        lean = original + (original - last_original) / (2 * r)
     shrink = ((1 - a_prev) / (1 - a)) ** 0.5
-    return shrink * sample + (a_prev**0.5 - a**0.5 * shrink) * target
+    return shrink * sample + (a_prev**0.5 - a**0.5 * shrink) * lean
 
 
 def _log_snr(a: float) -> float:

@@ -67,8 +67,8 @@ def predict_noise(
         t: the timestep, 0 to 999, one for all.
         prompt_embeds: (2B, 77, D) from ``encode_prompt``; the text half will do without guidance.
         guidance_scale: g. As in diffusers, guidance is off unless g > 1.
-        guidance_rescale: how far to pull the guided prediction's spread back to that of the text
-            one, 0 to 1 (Lin et al. 2023, "Common Diffusion Noise Schedules", section 3.4).
+        guidance_rescale: how far to pull the guided prediction's standard deviation back to that of
+            the text one, 0 to 1 (Lin et al. 2023, "Common Diffusion Noise Schedules", section 3.4).
 
     Returns:
         ``NoisePrediction(unconditional, text, guided)``; ``guided`` is for the scheduler.

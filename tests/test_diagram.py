@@ -22,11 +22,12 @@ def test_the_shapes_are_those_of_the_run_not_of_the_configuration(pipe, sizes, g
     text = written(figure)
     depth = pipe.text_encoder.config.hidden_size
     for passed in (
-        f"vectors ({rows}, 77, {depth})",
-        f"x\n({rows}, 4, {h}, {w})",
-        f"noise ({rows}, 4, {h}, {w})\nguided (1, 4, {h}, {w})",
-        f"less noisy x (1, 4, {h}, {w})\n3 calls of the U-Net",
-        f"pixels\n(1, 3, {tall}, {wide})",
+        f"vectors{' of both prompts' if rows == 2 else ''} ({rows}, 77, {depth})",
+        f"{'twice' if rows == 2 else 'once'}\n({rows}, 4, {h}, {w})",
+        f"starting noise\n(1, 4, {h}, {w})",
+        f"less noisy latents (1, 4, {h}, {w}): round again, 3 times in all",
+        f"clean latents (1, 4, {h}, {w})",
+        f"the picture (1, 3, {tall}, {wide})",
     ):
         assert passed in text, passed
 

@@ -9,6 +9,7 @@ import pytest
 from build import CHAPTERS, begin, clean, execute, first_cell, problems
 from conftest import random_pipeline
 from IPython.core.inputtransformer2 import TransformerManager
+from nbclient.exceptions import CellExecutionError
 from nbformat import v4
 
 COMMITTED = sorted(CHAPTERS.glob("*.ipynb"))
@@ -196,3 +197,21 @@ def test_first_cell_stops_or_installs_only_where_sdlearn_is_missing(monkeypatch)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e \."):
         magics(None)
     assert magics("sdlearn") == ["pip install --quiet sdlearn"]
+
+
+WRONG = {  # chapter, what stands there, what is wrong: a formula, or the model
+    "04": ("scores = Q @ K.T / Q.shape[1] ** 0.5", "scores = Q @ K.T / Q.shape[1]"),
+    "05": ("x = (1 - beta) ** 0.5 * x + beta**0.5 * kick", "x = (1 - beta) * x + beta**0.5 * kick"),
+}
+
+
+@pytest.mark.parametrize("chapter", WRONG)
+def test_a_chapter_fails_where_its_text_would_no_longer_be_true(chapter):
+    """The ranges of ``measured`` and the asserts of the chapters can be left."""
+    right, wrong = WRONG[chapter]
+    (path,) = CHAPTERS.glob(f"{chapter}*.ipynb")
+    nb = nbformat.read(path, 4)
+    (cell,) = [cell for cell in nb.cells if right in cell.source]
+    cell.source = cell.source.replace(right, wrong)
+    with pytest.raises(CellExecutionError, match="AssertionError"):
+        execute(nb)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from sdlearn.sampling import text_to_image
+from sdlearn.sampling import Trace, text_to_image
 from sdlearn.show.figures import bare, latents_to_pil
 from sdlearn.show.style import (
     BLUE,
@@ -28,7 +28,7 @@ from sdlearn.show.style import (
 from sdlearn.unet import parameters
 
 Shape = tuple[int, ...]
-WIDTH, HEIGHT = 9.6, 5.0  # Inches, and the units in which the figure is laid out.
+WIDTH, HEIGHT = 11.0, 6.4  # Inches, and the units in which the figure is laid out.
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def parts_diagram(pipe: StableDiffusionPipeline, prompt: str, **settings: Any) -
     """Draw a picture for a prompt, and draw the parts that did it and what passed between them.
 
     Every shape is one that a tensor of this run had, every count is of this pipeline's weights,
-    and the three small pictures are the run's own.
+    and the small pictures are the run's own. Without guidance there is one prompt, and one noise.
 
     Args:
         pipe: the pipeline.
@@ -84,36 +84,62 @@ def parts_diagram(pipe: StableDiffusionPipeline, prompt: str, **settings: Any) -
     """
     with watch_shapes(pipe) as seen:
         trace = text_to_image(pipe, prompt, **settings)
-    step, calls = trace.steps[0], len(seen["noise"])
     figure = new_figure(WIDTH, HEIGHT)
     figure.set_layout_engine("none")
     axes = bare(figure.add_axes((0, 0, 1, 1)))
     axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
-
-    label(axes, 0.95, 4.3, plain(f'"{prompt}"', 16, lines=7))
-    vocabulary = f"{len(pipe.tokenizer):,} tokens"
-    part_box(axes, 3.0, 4.3, GREY, "tokenizer", type(pipe.tokenizer).__name__, vocabulary)
-    part_box(axes, 6.4, 4.3, BLUE, "text encoder", *class_and_size(pipe.text_encoder))
-    part_box(axes, 3.0, 2.6, GREEN, "U-Net", *class_and_size(pipe.unet))
-    part_box(axes, 6.4, 2.6, ORANGE, "scheduler", type(pipe.scheduler).__name__, "no weights")
-    whole, decoder = class_and_size(pipe.vae), class_and_size(pipe.vae.decoder)[1]
-    part_box(axes, 6.4, 0.75, PINK, "VAE decoder", whole[0], decoder)
-    small_picture(axes, 0.7, 2.6, latents_to_pil(step.model_input), "starting noise")
-    small_picture(axes, 8.55, 2.6, latents_to_pil(trace.latents), "clean latents")
-    small_picture(axes, 3.0, 0.75, trace.image, "the picture")
-
-    arrow(axes, [(1.7, 4.3), (2.1, 4.3)])
-    arrow(axes, [(3.9, 4.3), (5.5, 4.3)], f"{len(seen['ids'])} × ids\n{seen['ids'][0]}")
-    arrow(axes, [(6.4, 3.8), (6.4, 3.45), (3.0, 3.45), (3.0, 3.1)], f"vectors {seen['text'][0]}")
-    arrow(axes, [(1.2, 2.6), (2.1, 2.6)], f"x\n{seen['noisy'][0]}")
-    guided = f"noise {seen['noise'][0]}\nguided {tuple(step.noise_pred.shape)}"
-    arrow(axes, [(3.9, 2.6), (5.5, 2.6)], guided)
-    back = f"less noisy x {tuple(step.prev_sample.shape)}\n{calls} calls of the U-Net in all"
-    arrow(axes, [(6.2, 2.1), (6.2, 1.7), (3.0, 1.7), (3.0, 2.1)], back)
-    arrow(axes, [(7.3, 2.6), (8.05, 2.6)])
-    arrow(axes, [(8.55, 1.85), (8.55, 0.75), (7.3, 0.75)], str(seen["clean"][0]))
-    arrow(axes, [(5.5, 0.75), (3.5, 0.75)], f"pixels\n{seen['pixels'][0]}")
+    draw_parts(axes, pipe)
+    draw_run(axes, trace, seen)
+    draw_arrows(axes, trace, seen)
     return figure
+
+
+def draw_parts(axes: Axes, pipe: StableDiffusionPipeline) -> None:
+    """Draw a box for each part."""
+    vocabulary = f"{len(pipe.tokenizer):,} tokens"
+    part_box(axes, 3.3, 5.7, GREY, "tokenizer", type(pipe.tokenizer).__name__, vocabulary)
+    part_box(axes, 7.15, 5.7, BLUE, "text encoder", *class_and_size(pipe.text_encoder))
+    part_box(axes, 3.3, 3.3, GREEN, "U-Net", *class_and_size(pipe.unet))
+    part_box(axes, 7.15, 3.3, GREY, "guidance", "makes one answer", "of two")
+    part_box(axes, 10.0, 3.3, ORANGE, "scheduler", type(pipe.scheduler).__name__, "no weights")
+    part_box(axes, 7.15, 0.85, PINK, "VAE decoder", *class_and_size(pipe.vae.decoder))
+
+
+def draw_run(axes: Axes, trace: Trace, seen: dict[str, list[Shape]]) -> None:
+    """Draw the prompts, and what the parts made of them, as pictures."""
+    step = trace.steps[0]
+    start = f"starting noise\n{tuple(step.model_input.shape)}"
+    label(axes, 1.0, 6.0, plain(f'"{trace.prompts[0]}"', 20, lines=3))
+    small_picture(axes, 0.9, 3.3, latents_to_pil(step.model_input), start)
+    small_picture(axes, 5.3, 2.75, latents_to_pil(step.noise_pred_text), "noise, told the prompt")
+    if step.noise_pred_uncond is not None:
+        label(axes, 1.0, 5.4, 'and "",\nthe empty prompt')
+        small_picture(axes, 5.3, 4.05, latents_to_pil(step.noise_pred_uncond), 'noise, told ""')
+    clean = f"clean latents {seen['clean'][0]}"
+    small_picture(axes, 10.0, 0.85, latents_to_pil(trace.latents), clean)
+    small_picture(axes, 4.3, 0.85, trace.image, f"the picture {seen['pixels'][0]}")
+
+
+def draw_arrows(axes: Axes, trace: Trace, seen: dict[str, list[Shape]]) -> None:
+    """Draw what passes from part to part, with its shape."""
+    step, calls = trace.steps[0], len(seen["noise"])
+    guided = step.noise_pred_uncond is not None
+    arrow(axes, [(1.85, 5.7), (2.4, 5.7)])
+    arrow(axes, [(4.2, 5.7), (6.25, 5.7)], f"ids: {len(seen['ids'])} times\n{seen['ids'][0]}")
+    across = [(7.15, 5.2), (7.15, 4.8), (3.3, 4.8), (3.3, 3.8)]
+    arrow(axes, across, f"vectors{' of both prompts' * guided} {seen['text'][0]}")
+    arrow(axes, [(1.4, 3.3), (2.4, 3.3)], f"{'twice' if guided else 'once'}\n{seen['noisy'][0]}")
+    for start, end in [((4.2, 3.2), (4.8, 2.85)), ((5.8, 2.85), (6.25, 3.2))]:
+        arrow(axes, [start, end])
+    for start, end in [((4.2, 3.5), (4.8, 3.9)), ((5.8, 3.9), (6.25, 3.5))][: 2 * guided]:
+        arrow(axes, [start, end])
+    arrow(axes, [(8.05, 3.3), (9.1, 3.3)], f"{tuple(step.noise_pred.shape)}")
+    again = f"less noisy latents {tuple(step.prev_sample.shape)}: round again, {calls} times in all"
+    arrow(axes, [(9.6, 2.8), (9.6, 1.65), (0.9, 1.65), (0.9, 2.3)], again)
+    arrow(axes, [(10.2, 2.8), (10.2, 1.4)])
+    label(axes, 10.55, 2.2, "at last")
+    arrow(axes, [(9.45, 0.85), (8.05, 0.85)])
+    arrow(axes, [(6.25, 0.85), (4.85, 0.85)])
 
 
 def class_and_size(part: nn.Module) -> tuple[str, str]:

@@ -16,7 +16,6 @@ from sdlearn.attention import AttentionMaps
 from sdlearn.show.style import (
     BLUE,
     GREY,
-    HEAT,
     INK,
     PAPER,
     STYLE,
@@ -67,12 +66,10 @@ def pictures(images: Mapping[str, Image.Image], columns: int = 5, inches: float 
 
 
 def map_overlay(image: Image.Image, heat_map: Tensor) -> Image.Image:
-    """Lay a heat map, (H, W) in [0, 1], over a picture; the picture is dimmed where it is cold."""
-    heat = np.asarray(heat_map.detach().float().cpu())
-    colours = mpl.colormaps[HEAT](heat)[..., :3]
-    weight = 0.35 + 0.35 * heat[..., None]
-    base = np.asarray(image.convert("RGB").resize(heat.shape[::-1])) / 255
-    return Image.fromarray(((base * (1 - weight) + colours * weight) * 255).astype(np.uint8))
+    """Fade a picture to white where its heat map, (H, W) in [0, 1], is low."""
+    heat = np.asarray(heat_map.detach().float().cpu())[..., None]
+    base = np.asarray(image.convert("RGB").resize(heat.shape[1::-1]))
+    return Image.fromarray((255 - (255 - base) * heat).round().astype(np.uint8))
 
 
 def heat_maps(image: Image.Image, maps: AttentionMaps, words: Sequence[str]) -> Figure:

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL
 from sdlearn.images import ssim_map
 
 SUBJECT_WEIGHT = 4.0  # Backgrounds are large and smooth, subjects small and what one looks at.
-LATENT_NOISE = 0.1  # Of the latents' spread: the U-Net's latents are never exact, so be tolerant.
-KL_WEIGHT = 1e-6  # Per latent element: barely a pull towards N(0, 1), as in Rombach et al.
+LATENT_NOISE = 0.1  # Standard deviation: the U-Net's latents are never exact, so be tolerant.
+KL_WEIGHT = 1e-6  # A mean: barely a pull to N(0, 1). Rombach et al.'s 1e-6 weighs sums.
 
 
 def make_vae() -> AutoencoderKL:
