@@ -140,7 +140,7 @@ def sample_training_scene(rng: random.Random, lesson: str = "all") -> Scene:
     ``HARD_SUBJECTS``: only two in five of all scenes without one of them are kept.
     """
     while True:
-        scene = sample_scene(rng, (9, 3, 7, 2), natural=4)
+        scene = sample_scene(rng, (12, 2, 6, 1), natural=4)
         single = scene.second is None and scene.count == 1
         easy = single and scene.size != "small" and scene.first.subject in FIRST_SUBJECTS
         fits = {"easy": easy, "single": single, "pairs": scene.second is not None, "all": True}
