@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import StableDiffusionPipeline
 
 from sdlearn.pipeline import MODELS
@@ -16,7 +18,7 @@ def is_postcards(pipe: StableDiffusionPipeline) -> bool:
     return pipe.name_or_path == MODELS["postcards"][0]
 
 
-def settings(pipe: StableDiffusionPipeline) -> dict[str, float]:
+def settings(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     """Return the ``num_inference_steps`` and ``guidance_scale`` with which the chapters draw.
 
     Those measured for postcards; for any other model 20 and 7.5, which suit Stable Diffusion 1.5.
