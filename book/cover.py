@@ -20,25 +20,21 @@ COLUMNS = 12
 GAP = 3  # Pixels of white around each picture.
 
 
-def scenes() -> list[Scene]:
-    """Return a scene for each subject, every second in its own colours; the rest goes round."""
-    return [
-        Scene(
-            Thing(subject, COLOURS[i // 2 % len(COLOURS)] if i % 2 else NATURAL),
-            setting=(setting := SETTINGS[(i + i // 8) % len(SETTINGS)]),
-            time="night" if setting == "space" else TIMES[i % len(TIMES)],
-        )
-        for i, subject in enumerate(SUBJECTS)
-    ]
+def scene(i: int, subject: str) -> Scene:
+    """Return the i-th scene: every second thing has its own colours, the rest goes round."""
+    colour = COLOURS[i // 2 % len(COLOURS)] if i % 2 else NATURAL
+    setting = SETTINGS[(i + i // 8) % len(SETTINGS)]
+    time = "night" if setting == "space" else TIMES[i % len(TIMES)]
+    return Scene(Thing(subject, colour), setting=setting, time=time)
 
 
 def main(path: str) -> None:
     """Draw and save the picture."""
     pipe = sdlearn.load("postcards", device="cpu")
     images = []
-    for seed, scene in enumerate(scenes()):
-        generator = torch.Generator().manual_seed(seed)
-        trace = sdlearn.text_to_image(pipe, sentence(scene), **settings(pipe), generator=generator)
+    for i, subject in enumerate(SUBJECTS):
+        prompt, generator = sentence(scene(i, subject)), torch.Generator().manual_seed(i)
+        trace = sdlearn.text_to_image(pipe, prompt, **settings(pipe), generator=generator)
         images.append(ImageOps.expand(trace.image, GAP, "white"))
     grid = make_image_grid(images, len(images) // COLUMNS, COLUMNS)
     grid.save(path, quality=90, subsampling=0)

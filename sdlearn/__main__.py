@@ -81,7 +81,7 @@ def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     from sdlearn import capture_attention, load, text_to_image, tokenize
-    from sdlearn.postcards import GUIDANCE, STEPS, about_unknown_words, is_postcards
+    from sdlearn.postcards import about_unknown_words, is_postcards, settings
     from sdlearn.show import filmstrip
 
     for log in (diffusers_logging, transformers_logging):
@@ -93,16 +93,16 @@ def draw(args: argparse.Namespace, picture: Path, strip: Path) -> None:
             print(f"sdlearn: too long for 77 tokens, cut off: {words}", file=sys.stderr)
     if unknown := about_unknown_words(pipe, f"{args.prompt} {args.negative_prompt}"):
         print(f"sdlearn: {unknown}", file=sys.stderr)
-    settings: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    if is_postcards(pipe):
-        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, **settings}
+    asked: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if is_postcards(pipe):  # Any other model is drawn with diffusers' own settings.
+        asked = settings(pipe) | asked
     with capture_attention(pipe) as maps:
         trace = text_to_image(
             pipe,
             args.prompt,
             negative_prompt=args.negative_prompt,
-            **settings,
+            **asked,
             generator=torch.Generator().manual_seed(args.seed),
         )
     trace.image.save(picture)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import cache
 
 import nbformat
 import pytest
@@ -22,6 +23,7 @@ def entries() -> dict[str, str]:
     return dict(zip(map(anchor, parts[::2]), parts[1::2]))
 
 
+@cache
 def linked(stem: str) -> list[str]:
     """Return the anchors to which a chapter links, in order."""
     (path,) = CHAPTERS.glob(f"{stem}*.ipynb")

@@ -38,7 +38,8 @@ def test_chapter_runs_on_another_model(path, another_model, monkeypatch):
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_the_readme_says_how_long_a_chapter_takes_to_read(path):
     minutes = re.search(r"Reading: (\d+) minutes", path.read_text("utf-8"))[1]
-    (row,) = re.findall(rf"^\| .*{path.name}.*", (CHAPTERS.parent / "README.md").read_text(), re.M)
+    readme = (CHAPTERS.parent / "README.md").read_text("utf-8")
+    (row,) = re.findall(rf"^\| .*{path.name}.*", readme, re.M)
     assert f"| {minutes} |" in row
 
 

@@ -127,12 +127,14 @@ def draw_arrows(axes: Axes, trace: Trace, seen: dict[str, list[Shape]]) -> None:
     arrow(axes, [(1.85, 5.7), (2.4, 5.7)])
     arrow(axes, [(4.2, 5.7), (6.25, 5.7)], f"ids: {len(seen['ids'])} times\n{seen['ids'][0]}")
     across = [(7.15, 5.2), (7.15, 4.8), (3.3, 4.8), (3.3, 3.8)]
-    arrow(axes, across, f"vectors{' of both prompts' * guided} {seen['text'][0]}")
-    arrow(axes, [(1.4, 3.3), (2.4, 3.3)], f"{'twice' if guided else 'once'}\n{seen['noisy'][0]}")
-    for start, end in [((4.2, 3.2), (4.8, 2.85)), ((5.8, 2.85), (6.25, 3.2))]:
-        arrow(axes, [start, end])
-    for start, end in [((4.2, 3.5), (4.8, 3.9)), ((5.8, 3.9), (6.25, 3.5))][: 2 * guided]:
-        arrow(axes, [start, end])
+    vectors, times = ("vectors of both prompts", "twice") if guided else ("vectors", "once")
+    arrow(axes, across, f"{vectors} {seen['text'][0]}")
+    arrow(axes, [(1.4, 3.3), (2.4, 3.3)], f"{times}\n{seen['noisy'][0]}")
+    arrow(axes, [(4.2, 3.2), (4.8, 2.85)])
+    arrow(axes, [(5.8, 2.85), (6.25, 3.2)])
+    if guided:
+        arrow(axes, [(4.2, 3.5), (4.8, 3.9)])
+        arrow(axes, [(5.8, 3.9), (6.25, 3.5)])
     arrow(axes, [(8.05, 3.3), (9.1, 3.3)], f"{tuple(step.noise_pred.shape)}")
     again = f"less noisy latents {tuple(step.prev_sample.shape)}: round again, {calls} times in all"
     arrow(axes, [(9.6, 2.8), (9.6, 1.65), (0.9, 1.65), (0.9, 2.3)], again)
