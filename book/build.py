@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 SOURCE: str | None = None
 
 CHAPTERS = Path(__file__).parents[1] / "chapters"
-CELL_TIMEOUT = 180  # Seconds.
+CELL_TIMEOUT = 300  # Seconds.
 MAX_BYTES = 2_000_000
 MAX_LINES = 15
 WIDGET = "application/vnd.jupyter.widget-view+json"
