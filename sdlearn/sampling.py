@@ -323,7 +323,9 @@ def develop(
     kept = tuple(steps)
     latents = kept[-1].prev_sample  # (B, 4, H/8, W/8)
     image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    image, unsafe = pipe.run_safety_checker(image, latents.device, prompt_embeds.dtype)  # (B, 3, H, W)
+    image, unsafe = pipe.run_safety_checker(
+        image, latents.device, prompt_embeds.dtype
+    )  # (B, 3, H, W)
     # What the safety checker blacks out is 0, and denormalised it would be grey.
     shown = [not black for black in unsafe or [False] * len(prompts)]
     pixels = pipe.image_processor.postprocess(image, output_type="pt", do_denormalize=shown)

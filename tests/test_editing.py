@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import seeded
-from diffusers import StableDiffusionImg2ImgPipeline
+from conftest import random_pipeline, seeded
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image, ImageDraw
 from test_exactness import set_scheduler, state
 
 import sdlearn
@@ -93,3 +98,106 @@ def test_the_least_strength_that_an_error_names_is_enough(random_pipe, steps):
         sdlearn.editing.sdedit.steps_left_out(steps, 0.0)
     least = float(str(caught.value).split("take ")[1].split()[0])
     assert sdlearn.editing.sdedit.steps_left_out(steps, least) == steps - 1
+
+
+def some_mask(sizes):
+    """A disc that covers some places of the latents and not others, and edges between them."""
+    height, width = sizes
+    mask = Image.new("L", (width, height))
+    ImageDraw.Draw(mask).ellipse((width // 4, height // 5, width - 9, height - 20), fill=255)
+    return mask
+
+
+@pytest.fixture(scope="session")
+def painter_pipe():
+    """SD 1.x's layout in small, with a U-Net for inpainting: nine channels."""
+    pipe = random_pipeline()
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)
+    pipe.unet = unet.eval().requires_grad_(False)
+    assert pipe.unet.conv_in.in_channels == 9
+    return pipe
+
+
+def inpainted(pipe, sizes, prompts, pictures, draws, **call):
+    """Return diffusers' pixels and ours."""
+    theirs = StableDiffusionInpaintPipeline.from_pipe(pipe)
+    theirs.set_progress_bar_config(disable=True)
+    mask, size = some_mask(sizes), dict(zip(("height", "width"), sizes))
+    expected = theirs(
+        prompts, pictures, mask, **size, **call, generator=draws(), output_type="pt"
+    ).images
+    before = state(pipe)
+    trace = sdlearn.inpaint(pipe, prompts, pictures, mask, **call, generator=draws())
+    assert state(pipe) == before
+    return expected, trace.pixels
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_inpaint_equals_diffusers(pipe, sizes, name, strength):
+    set_scheduler(pipe, name)
+    picture = sdlearn.to_pil(pipe, some_picture(sizes))[0]
+    call = {"strength": strength, "num_inference_steps": 5, "eta": 0.5}
+    expected, ours = inpainted(pipe, sizes, PROMPT, picture, seeded, **call)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("call", [{}, {"guidance_scale": 1.0, "strength": 0.6}])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_inpaint_with_nine_channels_equals_diffusers(painter_pipe, name, call):
+    set_scheduler(painter_pipe, name)
+    picture = sdlearn.to_pil(painter_pipe, some_picture((64, 32)))[0]
+    call = {"num_inference_steps": 4, **call}
+    expected, ours = inpainted(painter_pipe, (64, 32), PROMPT, picture, seeded, **call)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("each", [1, 2], ids=["one picture", "one each"])
+@pytest.mark.parametrize("listed", [False, True], ids=["one generator", "a list"])
+def test_an_inpainted_batch_equals_diffusers(pipe, sizes, each, listed):
+    def draws():
+        return [seeded(1), seeded(2)] if listed else seeded()
+
+    call = {"negative_prompt": ["blurry"] * 2, "num_inference_steps": 3}
+    prompts = [PROMPT, "a blue house"]
+    expected, ours = inpainted(pipe, sizes, prompts, some_picture(sizes, each), draws, **call)
+    assert torch.equal(ours, expected)
+
+
+def test_a_unet_for_inpainting_draws_nothing_from_a_prompt_alone(painter_pipe):
+    with pytest.raises(
+        ValueError, match=r"reads \(1, 5, 8, 8\) beside the latents, got None; use inp"
+    ):
+        sdlearn.text_to_image(painter_pipe, PROMPT, num_inference_steps=2)
+    assert sdlearn.load(painter_pipe) is painter_pipe
+
+
+def test_a_mask_is_a_picture_or_a_tensor(random_pipe):
+    picture, mask = some_picture((64, 32)), some_mask((64, 32))
+    as_tensor = torch.tensor(list(mask.getdata())).view(64, 32) > 127
+    call = {"num_inference_steps": 2}
+    one, other = (
+        sdlearn.inpaint(random_pipe, PROMPT, picture, m, **call, generator=seeded()).pixels
+        for m in (mask, as_tensor)
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (32, 64)), "covers no place"),
+        (Image.new("L", (64, 32), 255), r"the mask is \(64, 32\), the picture \(32, 64\)"),
+        (Image.new("RGB", (32, 64)), "mode 'RGB'"),
+        (torch.ones(64, 32), "boolean tensor"),
+        (torch.ones(1, 64, 32, dtype=torch.bool), "boolean tensor"),
+        (None, "a picture or a tensor, got NoneType"),
+    ],
+)
+def test_a_mask_that_will_not_do_is_refused(random_pipe, mask, message):
+    generator = seeded()
+    before = generator.get_state()
+    with pytest.raises((ValueError, TypeError), match=message):
+        sdlearn.inpaint(random_pipe, PROMPT, some_picture((64, 32)), mask, generator=generator)
+    assert torch.equal(generator.get_state(), before)
