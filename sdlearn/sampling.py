@@ -185,6 +185,7 @@ def denoise(
     checks.pipeline(pipe)
     scale, rescale, eta = checks.guidance(guidance_scale, guidance_rescale, eta)
     checks.latents(pipe, latents)
+    checks.joined(pipe, latents, joined)
     checks.embeds(pipe, prompt_embeds, len(latents), guided=scale > 1)
     checks.generators(generator, len(latents))
     scheduler = fresh_scheduler(pipe, num_inference_steps)
