@@ -1,4 +1,5 @@
 from . import attention as attention
+from . import editing as editing
 from . import images as images
 from . import latents as latents
 from . import noise as noise
@@ -12,6 +13,8 @@ from . import training as training
 from . import unet as unet
 from .attention import AttentionMaps as AttentionMaps
 from .attention import capture_attention as capture_attention
+from .editing import image_to_image as image_to_image
+from .editing import inpaint as inpaint
 from .images import to_pil as to_pil
 from .latents import decode_latents as decode_latents
 from .latents import encode_image as encode_image

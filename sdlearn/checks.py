@@ -22,7 +22,7 @@ def pipeline(pipe: Any) -> None:
     # LCM's takes the guidance scale, SDXL's sizes and a second text, an IP-Adapter's a picture.
     more = ("time_cond_proj_dim", "addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
     other = {name: config[name] for name in more if config.get(name) is not None}
-    if config.in_channels != channels:
+    if config.in_channels not in (channels, 2 * channels + 1):  # the second is for inpainting
         other["in_channels"] = config.in_channels
     if other:
         raise ValueError(
@@ -134,6 +134,18 @@ def latents(pipe: StableDiffusionPipeline, value: Any, name: str = "latents") ->
         )
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floats, got {value.dtype}; use .float()")
+
+
+def joined(pipe: StableDiffusionPipeline, latents: Tensor, value: Tensor | None) -> None:
+    """Refuse all but what this U-Net reads beside latents: most read nothing else."""
+    more = pipe.unet.config.in_channels - latents.shape[1]
+    wanted = (len(latents), more, *latents.shape[2:]) if more else None
+    got = None if value is None else tuple(value.shape)
+    if got != wanted:
+        raise ValueError(
+            f"this U-Net reads {'nothing' if wanted is None else wanted} beside the latents, got "
+            f"{got}; " + ("use inpaint(...), which makes it" if more else "leave joined out")
+        )
 
 
 def embeds(pipe: StableDiffusionPipeline, value: Any, batch: int, guided: bool) -> None:

@@ -41,8 +41,20 @@ def encode_image(
     Raises:
         ValueError, TypeError: an image of a wrong mode or size, or an unreadable file.
     """
-    pixels = to_tensor(pipe, image).to(execution_device(pipe), pipe.vae.dtype)  # (B, 3, H, W)
+    return encode_tensor(pipe, to_tensor(pipe, image), generator=generator, sample=sample)
+
+
+@torch.no_grad()
+def encode_tensor(
+    pipe: StableDiffusionPipeline,
+    pixels: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    sample: bool = True,
+) -> Tensor:
+    """Encode pixels as the VAE takes them, (B, 3, H, W) in [-1, 1]; else as ``encode_image``."""
     checks.generators(generator, len(pixels))
+    pixels = pixels.to(execution_device(pipe), pipe.vae.dtype)
     posterior = pipe.vae.encode(pixels).latent_dist
     latents = posterior.sample(generator) if sample else posterior.mode()  # (B, 4, H/8, W/8)
     return latents * pipe.vae.config.scaling_factor

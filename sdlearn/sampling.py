@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from sdlearn.text import encode_prompt
 from sdlearn.unet import assigned, current_loop, latent_size, predict_noise
 
 Generators = torch.Generator | list[torch.Generator] | None
+AfterStep = Callable[[Any, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Step:
         noise_pred_uncond: the prediction without the prompt; None with guidance off.
         noise_pred_text: the prediction with the prompt.
         noise_pred: the guided prediction, which the scheduler is given.
-        prev_sample: the latents after the step.
+        prev_sample: the latents after the step, and after ``after_step`` if there is one.
         alpha_bar: the share of x_t's variance that is picture.
         prediction_type: "epsilon" or "v_prediction".
     """
@@ -139,7 +140,7 @@ def initial_latents(
     height, width = (tall if height is None else height), (wide if width is None else width)
     height, width = checks.size(pipe, height, width)
     sigma = fresh_scheduler(pipe, num_inference_steps).init_noise_sigma
-    shape = (batch_size, pipe.unet.config.in_channels, height // factor, width // factor)
+    shape = (batch_size, pipe.vae.config.latent_channels, height // factor, width // factor)
     where = execution_device(pipe)
     return randn_tensor(shape, generator, device=where, dtype=pipe.unet.dtype) * sigma
 
@@ -155,6 +156,8 @@ def denoise(
     eta: float = 0.0,
     generator: Generators = None,
     t_start: int = 0,
+    joined: Tensor | None = None,
+    after_step: AfterStep | None = None,
 ) -> Iterator[Step]:
     """Take the noise out of ``latents``, one ``Step`` at a time.
 
@@ -169,6 +172,9 @@ def denoise(
         eta: how much fresh noise DDIM adds; other schedulers ignore it.
         generator: for schedulers that draw noise.
         t_start: how many steps to leave out at the noisy end.
+        joined: see ``predict_noise``.
+        after_step: called after each step with the scheduler, the latents, and the timestep that
+            they have come to (None after the last step); what it returns goes on.
 
     Returns:
         An iterator. Arguments are checked at once; a step is computed when it is asked for.
@@ -179,6 +185,7 @@ def denoise(
     checks.pipeline(pipe)
     scale, rescale, eta = checks.guidance(guidance_scale, guidance_rescale, eta)
     checks.latents(pipe, latents)
+    checks.joined(pipe, latents, joined)
     checks.embeds(pipe, prompt_embeds, len(latents), guided=scale > 1)
     checks.generators(generator, len(latents))
     scheduler = fresh_scheduler(pipe, num_inference_steps)
@@ -192,12 +199,18 @@ def denoise(
 
     @torch.no_grad()  # on a generator it holds inside only, not in the caller's loop
     def loop(x: Tensor) -> Iterator[Step]:
-        for i, t in enumerate(pipe.progress_bar(scheduler.timesteps[first:]), first):
+        timesteps = scheduler.timesteps
+        for i, t in enumerate(pipe.progress_bar(timesteps[first:]), first):
             x_t = scheduler.scale_model_input(x, t)
             a = alpha_bar_at(scheduler, i, t)
             with assigned(current_loop, scheduler):  # each loop has its own copy
-                noise = predict_noise(pipe, x_t, t, prompt_embeds, scale, guidance_rescale=rescale)
+                noise = predict_noise(
+                    pipe, x_t, t, prompt_embeds, scale, guidance_rescale=rescale, joined=joined
+                )
             following = scheduler.step(noise.guided, t, x, **extra, return_dict=False)[0]
+            if after_step:
+                reached = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                following = after_step(scheduler, following, reached)
             yield Step(
                 i=i,
                 t=t,
@@ -290,11 +303,31 @@ def text_to_image(
         eta=eta,
         generator=generator,
     )
+    return develop(pipe, prompts, embeds, steps)
+
+
+@torch.no_grad()
+def develop(
+    pipe: StableDiffusionPipeline,
+    prompts: list[str],
+    prompt_embeds: Tensor,
+    steps: Iterable[Step],
+) -> Trace:
+    """Go through all steps, decode the last latents, and keep everything in a ``Trace``.
+
+    Args:
+        pipe: the pipeline; its safety checker, if it has one, sees the pictures.
+        prompts: the B prompts.
+        prompt_embeds: (2B, 77, D), the unconditional half first.
+        steps: from ``denoise``.
+    """
     kept = tuple(steps)
     latents = kept[-1].prev_sample  # (B, 4, H/8, W/8)
     image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    image, unsafe = pipe.run_safety_checker(image, latents.device, embeds.dtype)  # (B, 3, H, W)
+    image, unsafe = pipe.run_safety_checker(
+        image, latents.device, prompt_embeds.dtype
+    )  # (B, 3, H, W)
     # What the safety checker blacks out is 0, and denormalised it would be grey.
     shown = [not black for black in unsafe or [False] * len(prompts)]
     pixels = pipe.image_processor.postprocess(image, output_type="pt", do_denormalize=shown)
-    return Trace(prompts, embeds, kept, latents, pixels, to_pil(pipe, pixels))
+    return Trace(prompts, prompt_embeds, kept, latents, pixels, to_pil(pipe, pixels))

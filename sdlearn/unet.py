@@ -53,6 +53,7 @@ def predict_noise(
     guidance_scale: float = 7.5,
     *,
     guidance_rescale: float = 0.0,
+    joined: Tensor | None = None,
 ) -> NoisePrediction:
     r"""Predict the noise in ``latents``, with classifier-free guidance.
 
@@ -69,6 +70,8 @@ def predict_noise(
         guidance_scale: g. As in diffusers, guidance is off unless g > 1.
         guidance_rescale: how far to pull the guided prediction's standard deviation back to that of
             the text one, 0 to 1 (Lin et al. 2023, "Common Diffusion Noise Schedules", section 3.4).
+        joined: what a U-Net for inpainting reads beside the latents, (B, 5, h, w): the mask and the
+            latents of what is to be kept. See ``editing.inpaint``.
 
     Returns:
         ``NoisePrediction(unconditional, text, guided)``; ``guided`` is for the scheduler.
@@ -80,8 +83,11 @@ def predict_noise(
     t, count = checks.timestep(pipe, t), len(latents)
     checks.latents(pipe, latents)
     checks.embeds(pipe, prompt_embeds, count, guided=guidance_scale > 1)
+    checks.joined(pipe, latents, joined)
+    if joined is not None:
+        latents = torch.cat([latents, joined], dim=1)  # (B, 9, h, w)
     if guidance_scale > 1:
-        latents = torch.cat([latents] * 2)  # (2B, 4, h, w)
+        latents = torch.cat([latents] * 2)  # (2B, 4 or 9, h, w)
     embeds = prompt_embeds[-len(latents) :]  # without guidance, the text half
     with assigned(text_start, len(latents) - count):
         predicted = pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]

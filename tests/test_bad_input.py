@@ -155,12 +155,12 @@ OTHERS = [
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 64,
     },
-    {"in_channels": 9},
+    {"in_channels": 8},
     {"class_embed_type": "timestep"},
 ]
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=["LCM", "SDXL", "inpainting", "classes"])
+@pytest.mark.parametrize("other", OTHERS, ids=["LCM", "SDXL", "InstructPix2Pix", "classes"])
 def test_unets_of_another_family(random_pipe, other, tmp_path):
     """Said when the pipeline is first seen, whether it is given or loaded."""
     unet = UNet2DConditionModel(**{**random_pipe.unet.config, **other})

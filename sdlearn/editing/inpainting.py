@@ -1,0 +1,159 @@
+"""Inpainting: paint anew what a mask covers, and keep the rest.
+
+Source: diffusers' ``StableDiffusionInpaintPipeline``, with which the result is the same bit for
+bit. For a U-Net that was not trained for it: after each step the rest is put back, with the noise
+of that step, as in Lugmayr et al. (2022), "RePaint", section 4.1. One that was reads the mask and
+the rest in five more channels: Rombach et al. (2022), section 4.5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from sdlearn import checks
+from sdlearn.editing.sdedit import Picture, noised, steps_left_out
+from sdlearn.images import to_tensor
+from sdlearn.latents import encode_tensor
+from sdlearn.pipeline import execution_device
+from sdlearn.sampling import AfterStep, Generators, Trace, denoise, develop, fresh_scheduler
+from sdlearn.text import encode_prompt
+
+Mask = Image.Image | Tensor
+
+
+@torch.no_grad()
+def inpaint(
+    pipe: StableDiffusionPipeline,
+    prompt: str | list[str],
+    image: Picture,
+    mask: Mask,
+    strength: float = 1.0,
+    *,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative_prompt: str | list[str] = "",
+    eta: float = 0.0,
+    generator: Generators = None,
+) -> Trace:
+    """Paint what the prompt says where the mask is, into a picture.
+
+    Args:
+        pipe: the pipeline, its U-Net an ordinary one or one for inpainting.
+        prompt: one prompt, or a list of B, for the whole picture as it shall be.
+        image: a picture, its path, or pixels (1 or B, 3, H, W) in [0, 1]; sides multiples of 8.
+        mask: what to paint anew: a picture of mode "L" (white), or a boolean tensor (H, W). A place
+            of the latents, 8 × 8 pixels, is painted whole or not at all, as the pixel at its upper
+            left says.
+        strength: as in ``image_to_image``, where the mask is; 1 starts from noise alone.
+        num_inference_steps: steps of the whole way.
+        guidance_scale: see ``predict_noise``.
+        negative_prompt: what to steer away from; one for all, or a list of B.
+        eta: see ``denoise``.
+        generator: one, or a list of B; draws the picture's latents, the noise, and the latents of
+            what is kept.
+
+    Returns:
+        A ``Trace`` of the steps that were taken.
+
+    Raises:
+        ValueError, TypeError: an argument out of range or of the wrong type; a mask of another size
+            than the picture, or one that covers nothing.
+    """
+    checks.pipeline(pipe)
+    prompts = checks.prompts(prompt)
+    negatives = checks.negative_prompts(negative_prompt, len(prompts))
+    checks.guidance(guidance_scale, eta=eta)
+    checks.generators(generator, count := len(prompts))
+    scheduler = fresh_scheduler(pipe, num_inference_steps)
+    left_out = steps_left_out(num_inference_steps, strength)
+    pixels = to_tensor(pipe, image)  # (1 or B, 3, H, W) in [-1, 1]
+    if len(pixels) not in (1, count):
+        raise ValueError(f"got {len(pixels)} pictures for {count} prompts; pass one, or one each")
+    covered = mask_tensor(pipe, image, mask)  # (1, 1, H, W), 1 where to paint
+
+    joins = pipe.unet.config.in_channels > pipe.vae.config.latent_channels
+    if not joins or left_out:  # diffusers' order of draws
+        clean = _encoded(pipe, pixels, count, generator)  # (B, 4, h, w)
+    factor = pipe.vae_scale_factor
+    shape = (count, pipe.vae.config.latent_channels, *(side // factor for side in pixels.shape[2:]))
+    like = {"device": execution_device(pipe), "dtype": pipe.unet.dtype}
+    noise = randn_tensor(shape, generator, **like)
+    start = noise * scheduler.init_noise_sigma
+    if left_out:
+        start = noised(pipe, clean, noise, num_inference_steps, left_out)
+    kept = _encoded(pipe, pixels * (covered < 0.5), count, generator)  # grey under the mask
+    cells = F.interpolate(covered, shape[2:]).to(**like).repeat(count, 1, 1, 1)  # (B, 1, h, w)
+
+    embeds = encode_prompt(pipe, prompts, negatives)  # (2B, 77, D)
+    steps = denoise(
+        pipe,
+        start,
+        embeds,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        eta=eta,
+        generator=generator,
+        t_start=left_out,
+        joined=torch.cat([cells, kept], dim=1) if joins else None,
+        after_step=None if joins else _put_back(clean, noise, cells),
+    )
+    return develop(pipe, prompts, embeds, steps)
+
+
+def _put_back(clean: Tensor, noise: Tensor, cells: Tensor) -> AfterStep:
+    """Return what an ordinary U-Net needs after each step: outside the mask, the picture again."""
+
+    def put_back(scheduler: Any, latents: Tensor, t: Tensor | None) -> Tensor:
+        there = clean if t is None else scheduler.add_noise(clean, noise, torch.tensor([t]))
+        return (1 - cells) * there + cells * latents
+
+    return put_back
+
+
+def _encoded(
+    pipe: StableDiffusionPipeline, pixels: Tensor, count: int, generator: Generators
+) -> Tensor:
+    """Return latents for each of ``count`` prompts; a list of generators draws for each picture."""
+    if isinstance(generator, list):
+        each = zip(pixels.split(1), generator)
+        latents = torch.cat([encode_tensor(pipe, one, generator=g) for one, g in each])
+    else:
+        latents = encode_tensor(pipe, pixels, generator=generator)
+    return latents.repeat(count // len(latents), 1, 1, 1)
+
+
+def mask_tensor(pipe: StableDiffusionPipeline, image: Picture, mask: Mask) -> Tensor:
+    """Return a mask as diffusers makes it, (1, 1, H, W), 1 where to paint and else 0.
+
+    Raises:
+        ValueError, TypeError: see ``inpaint``.
+    """
+    height, width = to_tensor(pipe, image).shape[2:]
+    if isinstance(mask, Tensor):
+        if mask.dtype != torch.bool or mask.ndim != 2:
+            raise TypeError(
+                f"a mask must be a boolean tensor (H, W), got {mask.dtype} {tuple(mask.shape)}; "
+                "compare, as in heat_map > 0.5"
+            )
+        mask = Image.fromarray(mask.cpu().numpy())
+    if not isinstance(mask, Image.Image):
+        raise TypeError(f"a mask is a picture or a tensor, got {type(mask).__name__}")
+    if mask.mode not in ("L", "1"):
+        raise ValueError(f'the mask has mode {mask.mode!r}; use mask.convert("L")')
+    if mask.size != (width, height):
+        raise ValueError(f"the mask is {mask.size}, the picture {(width, height)}; resize the mask")
+    processor = VaeImageProcessor(
+        pipe.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    )
+    covered = processor.preprocess(mask.convert("L"))
+    if not covered[..., :: pipe.vae_scale_factor, :: pipe.vae_scale_factor].any():
+        raise ValueError("the mask covers no place of the latents; make it white where to paint")
+    return covered

@@ -1,0 +1,203 @@
+"""Edits are diffusers' own pipelines, bit for bit, and leave the pipeline as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import random_pipeline, seeded
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image, ImageDraw
+from test_exactness import set_scheduler, state
+
+import sdlearn
+
+PROMPT = "a red cat on the beach"
+SCHEDULERS = [
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "HeunDiscreteScheduler",
+]
+CALLS = {
+    "guided": {"strength": 0.5},
+    "unguided": {"strength": 0.2, "guidance_scale": 1.0},
+    "negative": {"strength": 0.8, "negative_prompt": "blurry", "eta": 0.5},
+    "whole": {"strength": 1.0},
+}
+
+
+def some_picture(sizes, count=1):
+    """Pixels, (count, 3, H, W) in [0, 1]: smooth, so that the VAE has something to keep."""
+    coarse = torch.rand(count, 3, 4, 4, generator=seeded(7))
+    return torch.nn.functional.interpolate(coarse, sizes, mode="bilinear")
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_image_to_image_equals_diffusers(pipe, sizes, name, call):
+    set_scheduler(pipe, name)
+    picture = sdlearn.to_pil(pipe, some_picture(sizes))[0]
+    call = {"num_inference_steps": 5, **call}
+    theirs = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(PROMPT, picture, **call, generator=seeded(), output_type="pt").images
+    before = state(pipe)
+    trace = sdlearn.image_to_image(pipe, PROMPT, picture, **call, generator=seeded())
+    assert state(pipe) == before
+    assert torch.equal(trace.pixels, expected)
+
+
+@pytest.mark.parametrize("each", [1, 2], ids=["one picture", "one each"])
+@pytest.mark.parametrize("listed", [False, True], ids=["one generator", "a list"])
+def test_a_batch_equals_diffusers(pipe, sizes, each, listed):
+    pictures = some_picture(sizes, each)
+    prompts = [PROMPT, "a blue house"]
+
+    def draws():
+        return [seeded(1), seeded(2)] if listed else seeded()
+
+    theirs = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    theirs.set_progress_bar_config(disable=True)
+    call = {"strength": 0.5, "num_inference_steps": 4}
+    expected = theirs(prompts, pictures, **call, generator=draws(), output_type="pt").images
+    trace = sdlearn.image_to_image(pipe, prompts, pictures, **call, generator=draws())
+    assert torch.equal(trace.pixels, expected)
+    assert len(trace.steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"strength": 0.05}, r"leaves none of 10 steps; take 0.1 or more"),
+        ({"strength": 0.02, "num_inference_steps": 49}, r"leaves none of 49 steps; take 0.021"),
+        ({"strength": 1.2}, r"strength must be between 0 and 1, got 1.2"),
+        ({"strength": 0.0}, r"strength=0 leaves none"),
+        ({"image": torch.zeros(3, 3, 64, 64)}, r"got 3 pictures for 1 prompts"),
+        ({"image": torch.zeros(1, 3, 60, 64)}, r"height must be divisible by 8, got 60"),
+        ({"num_inference_steps": 0}, r"num_inference_steps must be between 1 and 1000, got 0"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_drawn(random_pipe, call, message):
+    generator, call = seeded(), {"image": torch.zeros(1, 3, 64, 64), **call}
+    call = {"num_inference_steps": 10, **call}
+    before = generator.get_state()
+    with pytest.raises(ValueError, match=message):
+        sdlearn.image_to_image(random_pipe, PROMPT, **call, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 49, 50, 999])
+def test_the_least_strength_that_an_error_names_is_enough(random_pipe, steps):
+    with pytest.raises(ValueError, match="take ([0-9.]+) or more") as caught:
+        sdlearn.editing.sdedit.steps_left_out(steps, 0.0)
+    least = float(str(caught.value).split("take ")[1].split()[0])
+    assert sdlearn.editing.sdedit.steps_left_out(steps, least) == steps - 1
+
+
+def some_mask(sizes):
+    """A disc that covers some places of the latents and not others, and edges between them."""
+    height, width = sizes
+    mask = Image.new("L", (width, height))
+    ImageDraw.Draw(mask).ellipse((width // 4, height // 5, width - 9, height - 20), fill=255)
+    return mask
+
+
+@pytest.fixture(scope="session")
+def painter_pipe():
+    """SD 1.x's layout in small, with a U-Net for inpainting: nine channels."""
+    pipe = random_pipeline()
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)
+    pipe.unet = unet.eval().requires_grad_(False)
+    assert pipe.unet.conv_in.in_channels == 9
+    return pipe
+
+
+def inpainted(pipe, sizes, prompts, pictures, draws, **call):
+    """Return diffusers' pixels and ours."""
+    theirs = StableDiffusionInpaintPipeline.from_pipe(pipe)
+    theirs.set_progress_bar_config(disable=True)
+    mask, size = some_mask(sizes), dict(zip(("height", "width"), sizes))
+    expected = theirs(
+        prompts, pictures, mask, **size, **call, generator=draws(), output_type="pt"
+    ).images
+    before = state(pipe)
+    trace = sdlearn.inpaint(pipe, prompts, pictures, mask, **call, generator=draws())
+    assert state(pipe) == before
+    return expected, trace.pixels
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_inpaint_equals_diffusers(pipe, sizes, name, strength):
+    set_scheduler(pipe, name)
+    picture = sdlearn.to_pil(pipe, some_picture(sizes))[0]
+    call = {"strength": strength, "num_inference_steps": 5, "eta": 0.5}
+    expected, ours = inpainted(pipe, sizes, PROMPT, picture, seeded, **call)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("call", [{}, {"guidance_scale": 1.0, "strength": 0.6}])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_inpaint_with_nine_channels_equals_diffusers(painter_pipe, name, call):
+    set_scheduler(painter_pipe, name)
+    picture = sdlearn.to_pil(painter_pipe, some_picture((64, 32)))[0]
+    call = {"num_inference_steps": 4, **call}
+    expected, ours = inpainted(painter_pipe, (64, 32), PROMPT, picture, seeded, **call)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("each", [1, 2], ids=["one picture", "one each"])
+@pytest.mark.parametrize("listed", [False, True], ids=["one generator", "a list"])
+def test_an_inpainted_batch_equals_diffusers(pipe, sizes, each, listed):
+    def draws():
+        return [seeded(1), seeded(2)] if listed else seeded()
+
+    call = {"negative_prompt": ["blurry"] * 2, "num_inference_steps": 3}
+    prompts = [PROMPT, "a blue house"]
+    expected, ours = inpainted(pipe, sizes, prompts, some_picture(sizes, each), draws, **call)
+    assert torch.equal(ours, expected)
+
+
+def test_a_unet_for_inpainting_draws_nothing_from_a_prompt_alone(painter_pipe):
+    with pytest.raises(
+        ValueError, match=r"reads \(1, 5, 8, 8\) beside the latents, got None; use inp"
+    ):
+        sdlearn.text_to_image(painter_pipe, PROMPT, num_inference_steps=2)
+    assert sdlearn.load(painter_pipe) is painter_pipe
+
+
+def test_a_mask_is_a_picture_or_a_tensor(random_pipe):
+    picture, mask = some_picture((64, 32)), some_mask((64, 32))
+    as_tensor = torch.tensor(list(mask.getdata())).view(64, 32) > 127
+    call = {"num_inference_steps": 2}
+    one, other = (
+        sdlearn.inpaint(random_pipe, PROMPT, picture, m, **call, generator=seeded()).pixels
+        for m in (mask, as_tensor)
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (32, 64)), "covers no place"),
+        (Image.new("L", (64, 32), 255), r"the mask is \(64, 32\), the picture \(32, 64\)"),
+        (Image.new("RGB", (32, 64)), "mode 'RGB'"),
+        (torch.ones(64, 32), "boolean tensor"),
+        (torch.ones(1, 64, 32, dtype=torch.bool), "boolean tensor"),
+        (None, "a picture or a tensor, got NoneType"),
+    ],
+)
+def test_a_mask_that_will_not_do_is_refused(random_pipe, mask, message):
+    generator = seeded()
+    before = generator.get_state()
+    with pytest.raises((ValueError, TypeError), match=message):
+        sdlearn.inpaint(random_pipe, PROMPT, some_picture((64, 32)), mask, generator=generator)
+    assert torch.equal(generator.get_state(), before)
