@@ -121,7 +121,9 @@ def picture_latents(
     if given not in (1, count):
         raise ValueError(f"got {given} pictures for {count} prompts; pass one, or one for each")
     if isinstance(generator, list):
-        each = [image[i % given : i % given + 1] if given > 1 else image for i in range(count)]
+        each: list = (
+            list(image.split(1)) if isinstance(image, Tensor) and given > 1 else [image] * count
+        )
         one_by_one = [encode_image(pipe, one, generator=g) for one, g in zip(each, generator)]
         return torch.cat(one_by_one)
     latents = encode_image(pipe, image, generator=generator)  # (1 or count, 4, H/8, W/8)
