@@ -90,11 +90,16 @@ class Trace:
         return self.images[0]
 
 
-def fresh_scheduler(pipe: StableDiffusionPipeline, num_inference_steps: int) -> Any:
+def fresh_scheduler(
+    pipe: StableDiffusionPipeline, num_inference_steps: int, t_start: int = 0
+) -> Any:
     """Return a copy of the scheduler, set to ``num_inference_steps``; the pipeline's stays as is.
 
+    It will begin after ``t_start`` steps, at ``timesteps[t_start * order]``.
+
     Raises:
-        ValueError, TypeError: a number of steps that the training schedule cannot be cut into.
+        ValueError, TypeError: a number of steps that the training schedule cannot be cut into, or
+            that many left out.
     """
     trained = pipe.scheduler.config.num_train_timesteps
     count = checks.whole("num_inference_steps", num_inference_steps, 1, trained, "20 is usual")
@@ -105,6 +110,9 @@ def fresh_scheduler(pipe: StableDiffusionPipeline, num_inference_steps: int) -> 
             f"num_inference_steps={count} asks {type(scheduler).__name__} for "
             f"timestep {trained}, which was never trained; use {trained - 1} or fewer"
         )
+    left_out = checks.whole("t_start", t_start, 0, count - 1, "0 leaves out no step")
+    if left_out and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(left_out * scheduler.order)
     return scheduler
 
 
@@ -188,11 +196,8 @@ def denoise(
     checks.joined(pipe, latents, joined)
     checks.embeds(pipe, prompt_embeds, len(latents), guided=scale > 1)
     checks.generators(generator, len(latents))
-    scheduler = fresh_scheduler(pipe, num_inference_steps)
-    left_out = checks.whole("t_start", t_start, 0, num_inference_steps - 1, "0 leaves out no step")
-    first = left_out * scheduler.order
-    if first and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
+    scheduler = fresh_scheduler(pipe, num_inference_steps, t_start)
+    first = int(t_start) * scheduler.order
     accepted = inspect.signature(scheduler.step).parameters
     extra = {"eta": eta, "generator": generator}
     extra = {name: value for name, value in extra.items() if name in accepted}

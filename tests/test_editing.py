@@ -11,25 +11,23 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
-from test_exactness import set_scheduler, state
+from test_exactness import PROMPT, SCHEDULERS, set_scheduler, state
 
 import sdlearn
 
-PROMPT = "a red cat on the beach"
-SCHEDULERS = [
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "HeunDiscreteScheduler",
-]
 CALLS = {
     "guided": {"strength": 0.5},
     "unguided": {"strength": 0.2, "guidance_scale": 1.0},
     "negative": {"strength": 0.8, "negative_prompt": "blurry", "eta": 0.5},
     "whole": {"strength": 1.0},
 }
+
+
+def diffusers_own(kind, pipe):
+    """Return a pipeline of diffusers with the same parts, which shows no progress."""
+    theirs = kind.from_pipe(pipe)
+    theirs.set_progress_bar_config(disable=True)
+    return theirs
 
 
 def some_picture(sizes, count=1):
@@ -44,8 +42,7 @@ def test_image_to_image_equals_diffusers(pipe, sizes, name, call):
     set_scheduler(pipe, name)
     picture = sdlearn.to_pil(pipe, some_picture(sizes))[0]
     call = {"num_inference_steps": 5, **call}
-    theirs = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = diffusers_own(StableDiffusionImg2ImgPipeline, pipe)
     expected = theirs(PROMPT, picture, **call, generator=seeded(), output_type="pt").images
     before = state(pipe)
     trace = sdlearn.image_to_image(pipe, PROMPT, picture, **call, generator=seeded())
@@ -62,8 +59,7 @@ def test_a_batch_equals_diffusers(pipe, sizes, each, listed):
     def draws():
         return [seeded(1), seeded(2)] if listed else seeded()
 
-    theirs = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = diffusers_own(StableDiffusionImg2ImgPipeline, pipe)
     call = {"strength": 0.5, "num_inference_steps": 4}
     expected = theirs(prompts, pictures, **call, generator=draws(), output_type="pt").images
     trace = sdlearn.image_to_image(pipe, prompts, pictures, **call, generator=draws())
@@ -121,8 +117,7 @@ def painter_pipe():
 
 def inpainted(pipe, sizes, prompts, pictures, draws, **call):
     """Return diffusers' pixels and ours."""
-    theirs = StableDiffusionInpaintPipeline.from_pipe(pipe)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = diffusers_own(StableDiffusionInpaintPipeline, pipe)
     mask, size = some_mask(sizes), dict(zip(("height", "width"), sizes))
     expected = theirs(
         prompts, pictures, mask, **size, **call, generator=draws(), output_type="pt"

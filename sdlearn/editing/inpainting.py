@@ -19,9 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdlearn import checks
-from sdlearn.editing.sdedit import Picture, noised, steps_left_out
-from sdlearn.images import to_tensor
-from sdlearn.latents import encode_tensor
+from sdlearn.editing.sdedit import Picture, drawn_latents, noised, pixels_for, steps_left_out
 from sdlearn.pipeline import execution_device
 from sdlearn.sampling import AfterStep, Generators, Trace, denoise, develop, fresh_scheduler
 from sdlearn.text import encode_prompt
@@ -74,22 +72,23 @@ def inpaint(
     checks.generators(generator, count := len(prompts))
     scheduler = fresh_scheduler(pipe, num_inference_steps)
     left_out = steps_left_out(num_inference_steps, strength)
-    pixels = to_tensor(pipe, image)  # (1 or B, 3, H, W) in [-1, 1]
-    if len(pixels) not in (1, count):
-        raise ValueError(f"got {len(pixels)} pictures for {count} prompts; pass one, or one each")
-    covered = mask_tensor(pipe, image, mask)  # (1, 1, H, W), 1 where to paint
+    pixels = pixels_for(pipe, image, count)  # (1 or B, 3, H, W) in [-1, 1]
+    height, width = pixels.shape[2:]
+    covered = mask_tensor(pipe, mask, height, width)  # (1, 1, H, W), 1 where to paint
 
     joins = pipe.unet.config.in_channels > pipe.vae.config.latent_channels
     if not joins or left_out:  # diffusers' order of draws
-        clean = _encoded(pipe, pixels, count, generator)  # (B, 4, h, w)
+        clean = drawn_latents(pipe, pixels, generator)  # (1 or B, 4, h, w)
+        clean = clean.repeat(count // len(clean), 1, 1, 1)
     factor = pipe.vae_scale_factor
-    shape = (count, pipe.vae.config.latent_channels, *(side // factor for side in pixels.shape[2:]))
+    shape = (count, pipe.vae.config.latent_channels, height // factor, width // factor)
     like = {"device": execution_device(pipe), "dtype": pipe.unet.dtype}
     noise = randn_tensor(shape, generator, **like)
     start = noise * scheduler.init_noise_sigma
     if left_out:
         start = noised(pipe, clean, noise, num_inference_steps, left_out)
-    kept = _encoded(pipe, pixels * (covered < 0.5), count, generator)  # grey under the mask
+    kept = drawn_latents(pipe, pixels * (covered < 0.5), generator)  # grey under the mask
+    kept = kept.repeat(count // len(kept), 1, 1, 1)
     cells = F.interpolate(covered, shape[2:]).to(**like).repeat(count, 1, 1, 1)  # (B, 1, h, w)
 
     embeds = encode_prompt(pipe, prompts, negatives)  # (2B, 77, D)
@@ -118,25 +117,12 @@ def _put_back(clean: Tensor, noise: Tensor, cells: Tensor) -> AfterStep:
     return put_back
 
 
-def _encoded(
-    pipe: StableDiffusionPipeline, pixels: Tensor, count: int, generator: Generators
-) -> Tensor:
-    """Return latents for each of ``count`` prompts; a list of generators draws for each picture."""
-    if isinstance(generator, list):
-        each = zip(pixels.split(1), generator)
-        latents = torch.cat([encode_tensor(pipe, one, generator=g) for one, g in each])
-    else:
-        latents = encode_tensor(pipe, pixels, generator=generator)
-    return latents.repeat(count // len(latents), 1, 1, 1)
-
-
-def mask_tensor(pipe: StableDiffusionPipeline, image: Picture, mask: Mask) -> Tensor:
+def mask_tensor(pipe: StableDiffusionPipeline, mask: Mask, height: int, width: int) -> Tensor:
     """Return a mask as diffusers makes it, (1, 1, H, W), 1 where to paint and else 0.
 
     Raises:
         ValueError, TypeError: see ``inpaint``.
     """
-    height, width = to_tensor(pipe, image).shape[2:]
     if isinstance(mask, Tensor):
         if mask.dtype != torch.bool or mask.ndim != 2:
             raise TypeError(

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from sdlearn import checks
-from sdlearn.latents import encode_image
+from sdlearn.images import to_tensor
+from sdlearn.latents import encode_tensor
 from sdlearn.sampling import Generators, Trace, denoise, develop, fresh_scheduler
 from sdlearn.text import encode_prompt
 
@@ -66,7 +67,12 @@ def image_to_image(
     checks.generators(generator, len(prompts))
     fresh_scheduler(pipe, num_inference_steps)  # checks the number of steps
     left_out = steps_left_out(num_inference_steps, strength)
-    clean = picture_latents(pipe, image, len(prompts), generator)  # (B, 4, H/8, W/8)
+    pixels = pixels_for(pipe, image, len(prompts))  # (1 or B, 3, H, W)
+    if isinstance(generator, list):
+        pixels = torch.cat([pixels] * (len(prompts) // len(pixels)))  # each draws for its own
+    clean = drawn_latents(pipe, pixels, generator)
+    # (B, 4, H/8, W/8). repeat would change the strides, and with them the last bits.
+    clean = torch.cat([clean] * (len(prompts) // len(clean)))
     noise = randn_tensor(clean.shape, generator, device=clean.device, dtype=clean.dtype)
     embeds = encode_prompt(pipe, prompts, negatives)  # (2B, 77, D)
     steps = denoise(
@@ -103,31 +109,26 @@ def steps_left_out(num_inference_steps: int, strength: float) -> int:
     return num_inference_steps - walked
 
 
-def picture_latents(
-    pipe: StableDiffusionPipeline, image: Picture, count: int, generator: Generators
-) -> Tensor:
-    """Return a picture's latents for each of ``count`` prompts, (count, 4, H/8, W/8), scaled.
-
-    Args:
-        pipe: the pipeline.
-        image: a picture, its path, or pixels (1 or count, 3, H, W) in [0, 1].
-        count: B.
-        generator: draws from the posterior: one, which draws once for each picture, or a list of B.
+def pixels_for(pipe: StableDiffusionPipeline, image: Picture, count: int) -> Tensor:
+    """Return a picture as the VAE takes it, (1 or count, 3, H, W) in [-1, 1].
 
     Raises:
         ValueError, TypeError: as ``encode_image``; or neither 1 nor ``count`` pictures.
     """
-    given = len(image) if isinstance(image, Tensor) else 1
-    if given not in (1, count):
-        raise ValueError(f"got {given} pictures for {count} prompts; pass one, or one for each")
-    if isinstance(generator, list):
-        each: list = (
-            list(image.split(1)) if isinstance(image, Tensor) and given > 1 else [image] * count
+    pixels = to_tensor(pipe, image)
+    if len(pixels) not in (1, count):
+        raise ValueError(
+            f"got {len(pixels)} pictures for {count} prompts; pass one, or one for each"
         )
-        one_by_one = [encode_image(pipe, one, generator=g) for one, g in zip(each, generator)]
-        return torch.cat(one_by_one)
-    latents = encode_image(pipe, image, generator=generator)  # (1 or count, 4, H/8, W/8)
-    return torch.cat([latents] * (count // given))  # repeat would change the strides, so last bits
+    return pixels
+
+
+def drawn_latents(pipe: StableDiffusionPipeline, pixels: Tensor, generator: Generators) -> Tensor:
+    """Return latents from the posterior of each picture; of a list of generators each draws one."""
+    if isinstance(generator, list):
+        each = zip(pixels.split(1), generator)
+        return torch.cat([encode_tensor(pipe, one, generator=g) for one, g in each])
+    return encode_tensor(pipe, pixels, generator=generator)
 
 
 def noised(
@@ -137,9 +138,7 @@ def noised(
 
     By the scheduler's own ``add_noise``: what it keeps may be scaled (Euler's sigmas).
     """
-    scheduler = fresh_scheduler(pipe, steps)
+    scheduler = fresh_scheduler(pipe, steps, left_out)
     first = left_out * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
     t = scheduler.timesteps[first : first + 1].repeat(len(latents))
     return scheduler.add_noise(latents, noise, t)
