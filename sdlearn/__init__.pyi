@@ -13,8 +13,10 @@ from . import training as training
 from . import unet as unet
 from .attention import AttentionMaps as AttentionMaps
 from .attention import capture_attention as capture_attention
+from .editing import edit_prompt as edit_prompt
 from .editing import image_to_image as image_to_image
 from .editing import inpaint as inpaint
+from .editing import invert as invert
 from .images import to_pil as to_pil
 from .latents import decode_latents as decode_latents
 from .latents import encode_image as encode_image

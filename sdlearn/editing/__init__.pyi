@@ -1,4 +1,9 @@
+from . import held_attention as held_attention
 from . import inpainting as inpainting
+from . import inversion as inversion
+from . import prompt_to_prompt as prompt_to_prompt
 from . import sdedit as sdedit
 from .inpainting import inpaint as inpaint
+from .inversion import invert as invert
+from .prompt_to_prompt import edit_prompt as edit_prompt
 from .sdedit import image_to_image as image_to_image

@@ -8,6 +8,7 @@ the rest in five more channels: Rombach et al. (2022), section 4.5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,12 +20,18 @@ from PIL import Image
 from torch import Tensor
 
 from sdlearn import checks
+from sdlearn.attention import capture_attention
 from sdlearn.editing.sdedit import Picture, drawn_latents, noised, pixels_for, steps_left_out
+from sdlearn.latents import encode_tensor
+from sdlearn.noise import add_noise
 from sdlearn.pipeline import execution_device
 from sdlearn.sampling import AfterStep, Generators, Trace, denoise, develop, fresh_scheduler
-from sdlearn.text import encode_prompt
+from sdlearn.text import encode_prompt, find_word, tokenize
+from sdlearn.unet import predict_noise
 
-Mask = Image.Image | Tensor
+Mask = Image.Image | Tensor | str
+LOOK_AT = (500, 300)  # Timesteps: by then a thing has its place, and not yet its details.
+LOOKS = 4  # Draws of noise, the mean of whose maps is taken.
 
 
 @torch.no_grad()
@@ -38,6 +45,7 @@ def inpaint(
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     negative_prompt: str | list[str] = "",
+    mask_prompt: str | None = None,
     eta: float = 0.0,
     generator: Generators = None,
 ) -> Trace:
@@ -47,13 +55,14 @@ def inpaint(
         pipe: the pipeline, its U-Net an ordinary one or one for inpainting.
         prompt: one prompt, or a list of B, for the whole picture as it shall be.
         image: a picture, its path, or pixels (1 or B, 3, H, W) in [0, 1]; sides multiples of 8.
-        mask: what to paint anew: a picture of mode "L" (white), or a boolean tensor (H, W). A place
-            of the latents, 8 × 8 pixels, is painted whole or not at all, as the pixel at its upper
-            left says.
+        mask: what to paint anew: a picture of mode "L" (white), a boolean tensor (H, W), or a word
+            for the thing that stands there, see ``word_mask``. A place of the latents, 8 × 8
+            pixels, is painted whole or not at all, as the pixel at its upper left says.
         strength: as in ``image_to_image``, where the mask is; 1 starts from noise alone.
         num_inference_steps: steps of the whole way.
         guidance_scale: see ``predict_noise``.
         negative_prompt: what to steer away from; one for all, or a list of B.
+        mask_prompt: what the picture shows now; with a word as the mask, see ``word_mask``.
         eta: see ``denoise``.
         generator: one, or a list of B; draws the picture's latents, the noise, and the latents of
             what is kept.
@@ -63,7 +72,7 @@ def inpaint(
 
     Raises:
         ValueError, TypeError: an argument out of range or of the wrong type; a mask of another size
-            than the picture, or one that covers nothing.
+            than the picture, or one that covers nothing; a word that ``mask_prompt`` has not.
     """
     checks.pipeline(pipe)
     prompts = checks.prompts(prompt)
@@ -74,6 +83,10 @@ def inpaint(
     left_out = steps_left_out(num_inference_steps, strength)
     pixels = pixels_for(pipe, image, count)  # (1 or B, 3, H, W) in [-1, 1]
     height, width = pixels.shape[2:]
+    if isinstance(mask, str):
+        mask = word_mask(pipe, image, mask, mask_prompt)
+    elif mask_prompt is not None:
+        raise ValueError(f"mask_prompt={mask_prompt!r} needs a word of it as the mask")
     covered = mask_tensor(pipe, mask, height, width)  # (1, 1, H, W), 1 where to paint
 
     joins = pipe.unet.config.in_channels > pipe.vae.config.latent_channels
@@ -117,7 +130,48 @@ def _put_back(clean: Tensor, noise: Tensor, cells: Tensor) -> AfterStep:
     return put_back
 
 
-def mask_tensor(pipe: StableDiffusionPipeline, mask: Mask, height: int, width: int) -> Tensor:
+@torch.no_grad()
+def word_mask(
+    pipe: StableDiffusionPipeline, image: Picture, word: str, prompt: str | None = None
+) -> Tensor:
+    """Return where a picture shows what a word says, (H, W), as the U-Net reads it.
+
+    The picture gets noise, of two timesteps and the same four draws each time; where the U-Net
+    reads the word while it looks at that is thresholded and grown.
+
+    Args:
+        pipe: the pipeline.
+        image: one picture, its path, or pixels (1, 3, H, W) in [0, 1]; sides multiples of 8.
+        word: what to look for.
+        prompt: all that the picture shows, the word among it. By default the word alone, which is
+            right for a picture of one thing; where there are several, it finds the others, too.
+
+    Raises:
+        ValueError, TypeError: more pictures than one, or a word that the prompt has not.
+    """
+    checks.pipeline(pipe)
+    prompt = word if prompt is None else prompt
+    places = find_word(pipe, tokenize(pipe, prompt).ids, word)
+    clean = encode_tensor(pipe, pixels_for(pipe, image, 1), sample=False)
+    clean = clean.repeat(LOOKS, 1, 1, 1)  # (LOOKS, 4, h, w)
+    seeded = torch.Generator().manual_seed(0)  # of its own: the same mask every time
+    noise = randn_tensor(clean.shape, seeded, device=clean.device, dtype=clean.dtype)
+    more = pipe.unet.config.in_channels - clean.shape[1]
+    joined = torch.cat([torch.zeros_like(clean[:, :1]), clean], dim=1) if more else None
+    embeds = encode_prompt(pipe, [prompt] * LOOKS)
+    with capture_attention(pipe) as maps:
+        for t in LOOK_AT:
+            x_t = add_noise(pipe, clean, noise, torch.tensor(t))
+            predict_noise(pipe, x_t, t, embeds, 1.0, joined=joined)
+    heat = torch.stack([maps.heat_map(places, index=i) for i in range(LOOKS)]).mean(0)  # (H, W)
+    cells = cells_read(heat, clean.shape[2:])[0] > 0  # (h, w)
+    factor = pipe.vae_scale_factor
+    return cells.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+
+def mask_tensor(
+    pipe: StableDiffusionPipeline, mask: Image.Image | Tensor, height: int, width: int
+) -> Tensor:
     """Return a mask as diffusers makes it, (1, 1, H, W), 1 where to paint and else 0.
 
     Raises:
@@ -143,3 +197,15 @@ def mask_tensor(pipe: StableDiffusionPipeline, mask: Mask, height: int, width: i
     if not covered[..., :: pipe.vae_scale_factor, :: pipe.vae_scale_factor].any():
         raise ValueError("the mask covers no place of the latents; make it white where to paint")
     return covered
+
+
+def cells_read(heat_map: Tensor, size: Sequence[int], threshold: float = 0.3) -> Tensor:
+    """Return at which places of the latents a word was read, (1, h, w), 1 there and else 0.
+
+    Args:
+        heat_map: (H, W) in [0, 1].
+        size: h and w.
+        threshold: how much counts as read. What is left grows by one place to each side.
+    """
+    small = F.interpolate(heat_map[None, None], size, mode="area")  # (1, 1, h, w)
+    return F.max_pool2d((small > threshold).float(), 3, stride=1, padding=1)[0]
