@@ -12,6 +12,7 @@ from sdlearn.show.figures import (
 )
 from sdlearn.show.filmstrip import filmstrip
 from sdlearn.show.numbers import measured
+from sdlearn.show.painter import mask_painter
 from sdlearn.show.style import new_axes, new_figure, picture, plain
 from sdlearn.show.unet_tour import unet_tour
 
@@ -22,6 +23,7 @@ __all__ = [
     "heat_maps",
     "latents_to_pil",
     "map_overlay",
+    "mask_painter",
     "measured",
     "new_axes",
     "new_figure",
