@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_pipeline, seeded
@@ -14,6 +15,9 @@ from PIL import Image, ImageDraw
 from test_exactness import PROMPT, SCHEDULERS, set_scheduler, state
 
 import sdlearn
+from sdlearn.editing.inpainting import word_mask
+from sdlearn.postcards.render import SIZE, boxes, render, sprite
+from sdlearn.postcards.world import Scene, Thing
 
 CALLS = {
     "guided": {"strength": 0.5},
@@ -196,3 +200,64 @@ def test_a_mask_that_will_not_do_is_refused(random_pipe, mask, message):
     with pytest.raises((ValueError, TypeError), match=message):
         sdlearn.inpaint(random_pipe, PROMPT, some_picture((64, 32)), mask, generator=generator)
     assert torch.equal(generator.get_state(), before)
+
+
+def sprite_masks(scene):
+    """Where the things of a scene are, (H, W) each, as they were rendered."""
+    for thing, x, y, size in boxes(scene):
+        mask = Image.new("L", (SIZE, SIZE))
+        mask.paste(sprite(thing, size).getchannel("A"), (x - size // 2, y - size // 2))
+        yield torch.tensor(np.asarray(mask)) > 127
+
+
+def test_a_word_finds_its_thing(postcards):
+    scene = Scene(Thing("cat"), Thing("house"), "left of", setting="meadow", seed=1)
+    image, prompt = render(scene), "a cat left of a house in a meadow by day"
+    cat, house = sprite_masks(scene)
+    with_prompt = word_mask(postcards, image, "cat", prompt)
+    alone = word_mask(postcards, image, "cat")
+    shares = [
+        float(mask[thing].float().mean()) for mask in (with_prompt, alone) for thing in (cat, house)
+    ]
+    assert shares[0] > 0.95
+    assert shares[1] < 0.2
+    assert shares[2] > 0.8
+    assert shares[3] > 0.5  # as its docstring warns
+    assert word_mask(postcards, image, "house", prompt)[house].float().mean() > 0.95
+
+
+@pytest.mark.parametrize("which", ["random_pipe", "painter_pipe"])
+def test_a_mask_by_word_is_drawn_from_no_ones_generator(which, request):
+    pipe = request.getfixturevalue(which)
+    picture, call = some_picture((64, 32)), {"num_inference_steps": 2}
+    before, global_state = state(pipe), torch.get_rng_state()
+    mask = word_mask(pipe, picture, "cat", PROMPT + " cat")
+    assert state(pipe) == before
+    assert torch.equal(torch.get_rng_state(), global_state)
+    assert mask.shape == (64, 32)
+    assert mask.any()
+    more = {"mask_prompt": PROMPT + " cat", **call}
+    by_word = sdlearn.inpaint(pipe, PROMPT, picture, "cat", **more, generator=seeded())
+    by_mask = sdlearn.inpaint(pipe, PROMPT, picture, mask, **call, generator=seeded())
+    assert torch.equal(by_word.pixels, by_mask.pixels)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"mask": "cat", "mask_prompt": "a dog"}, "no word 'cat' in the prompt; it reads: .*'dog'"),
+        ({"mask": ""}, "no word ''"),
+        ({"mask": Image.new("L", (32, 64), 255), "mask_prompt": "a dog"}, "needs a word of it"),
+        ({"mask": "cat", "prompt": ["a", "b"], "image": torch.zeros(2, 3, 64, 32)}, "got 2 pict"),
+    ],
+)
+def test_a_word_that_will_not_do_is_refused(random_pipe, call, message):
+    generator = seeded()
+    before = generator.get_state()
+    call = {"prompt": PROMPT, "image": some_picture((64, 32)), **call}
+    if isinstance(call["prompt"], list):
+        generator = [generator, seeded(1)]
+    with pytest.raises(ValueError, match=message):
+        sdlearn.inpaint(random_pipe, **call, generator=generator)
+    first = generator[0] if isinstance(generator, list) else generator
+    assert torch.equal(first.get_state(), before)

@@ -6,11 +6,14 @@ import unicodedata
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import sdlearn
+from sdlearn.editing.held_attention import align
+from sdlearn.editing.sdedit import steps_left_out
 from sdlearn.text import find_word
 
 quick = settings(
@@ -69,3 +72,48 @@ def test_images(random_pipe, mode, width, height):
         assert any(value in str(error) for value in wrong)
     else:
         raise AssertionError("accepted")
+
+
+@quick
+@given(steps=st.integers(1, 40), strength=st.floats(0, 1))
+def test_strengths(random_pipe, steps, strength):
+    """As many steps are walked as diffusers walks; where it would walk none, an error says so."""
+    theirs = StableDiffusionImg2ImgPipeline.from_pipe(random_pipe)
+    theirs.scheduler.set_timesteps(steps)
+    walked = theirs.get_timesteps(steps, strength, "cpu")[1]
+    try:
+        assert steps_left_out(steps, strength) == steps - walked
+    except ValueError as error:
+        assert walked == 0
+        assert "leaves none" in str(error)
+
+
+@settings(quick, max_examples=15)
+@given(data=st.data(), height=st.sampled_from([16, 24, 32]), width=st.sampled_from([16, 40]))
+def test_masks(random_pipe, data, height, width):
+    """Whatever the mask and the size: outside of it the latents end as they were."""
+    places = height * width // 64
+    cells = data.draw(st.lists(st.booleans(), min_size=places, max_size=places).filter(any))
+    cells = torch.tensor(cells).view(height // 8, width // 8)
+    mask = cells.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    strength = data.draw(st.sampled_from([1.0, 0.5]))
+    call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(1)}
+    trace = sdlearn.inpaint(random_pipe, "a cat", picture, mask, strength, **call)
+    generator = torch.Generator().manual_seed(1)
+    clean = sdlearn.encode_image(random_pipe, picture, generator=generator)
+    same = (trace.latents == clean).all(1)[0]
+    assert torch.equal(same, ~cells)
+
+
+@quick
+@given(source=prompts, target=prompts)
+def test_alignments(random_pipe, source, target):
+    """A target token takes from the source or keeps its own; no attention is taken twice."""
+    taken, own = align(random_pipe, source, target)
+    assert set(own.tolist()) <= {0.0, 1.0}
+    assert not taken[:, own > 0].any()
+    assert (taken.sum(0)[own == 0] > 0).all()
+    assert (taken.sum(1) < 1 + 1e-5).all()
+    if source == target:
+        assert torch.equal(taken, torch.eye(77))

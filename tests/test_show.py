@@ -316,3 +316,15 @@ def test_choices_redraw_for_the_values_chosen():
     assert list(slider.options) == [1, 5, 10]
     slider.value, menu.value = 5, "DDIM"
     assert 'alt="DDIM 5"' in shown.value
+
+
+def test_what_is_painted_becomes_a_mask():
+    painter = show.mask_painter(Image.new("RGB", (32, 16)))
+    assert (painter.rows, painter.columns) == (2, 4)
+    painter.painted = [1, 6]
+    expected = np.zeros((16, 32))
+    expected[:8, 8:16] = expected[8:, 16:24] = 255
+    assert np.array_equal(painter.mask, expected)
+    assert "2 painted" in repr(painter)  # and not the picture's bytes, which a chapter would keep
+    with pytest.raises(ValueError, match=r"the picture is \(30, 16\).* multiples of 8"):
+        show.mask_painter(Image.new("RGB", (30, 16)))
