@@ -94,13 +94,13 @@ def edit_prompt(
     checks.guidance(guidance_scale)
     each = _one_each(generator, count)
     total = len(fresh_scheduler(pipe, num_inference_steps).timesteps)
-    edit = _edit_for(pipe, sources, targets, reweight or {})
     shares = {"cross_steps": cross_steps, "self_steps": self_steps}
-    edit.cross_calls, edit.self_calls = (
+    held = (
         round(checks.real(name, share, 0, 1, "0 holds nothing, 1 to the end") * total)
         for name, share in shares.items()
     )
-    areas = _blend_areas(pipe, [*sources, *targets], blend)
+    edit = Edit(*_aligned(pipe, sources, targets), _weights(pipe, targets, reweight or {}), *held)
+    areas = _blend_areas(pipe, sources, targets, blend)
     if latents is None:
         latents = initial_latents(
             pipe,
@@ -130,20 +130,24 @@ def edit_prompt(
     return _rows(both, slice(count)), _rows(both, slice(count, 2 * count))
 
 
-def _edit_for(
-    pipe: StableDiffusionPipeline,
-    sources: list[str],
-    targets: list[str],
-    reweight: Mapping[str, float],
-) -> Edit:
-    """Return the edit of each pair of prompts; for how long is not said yet."""
+def _aligned(
+    pipe: StableDiffusionPipeline, sources: list[str], targets: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Return ``align`` of each pair of prompts: (B, 77, 77) and (B, 77)."""
     taken, own = zip(*(align(pipe, *pair) for pair in zip(sources, targets)))
-    weight = torch.ones(len(targets), len(own[0]))
+    return torch.stack(taken), torch.stack(own)
+
+
+def _weights(
+    pipe: StableDiffusionPipeline, targets: list[str], reweight: Mapping[str, float]
+) -> Tensor:
+    """Return a factor for each token of each target, (B, 77)."""
+    weights = torch.ones(len(targets), pipe.tokenizer.model_max_length)
     for word, factor in reweight.items():
         factor = checks.real(f"reweight[{word!r}]", factor, remedy="1 leaves a word as it is")
-        for row, positions in enumerate(_places(pipe, targets, word)):
-            weight[row, positions] *= factor
-    return Edit(torch.stack(taken), torch.stack(own), weight)
+        for row, places in zip(weights, _places(pipe, targets, word)):
+            row[places] *= factor
+    return weights
 
 
 def _places(pipe: StableDiffusionPipeline, prompts: list[str], word: str) -> list[list[int]]:
@@ -161,39 +165,36 @@ def _places(pipe: StableDiffusionPipeline, prompts: list[str], word: str) -> lis
 
 
 def _blend_areas(
-    pipe: StableDiffusionPipeline, prompts: list[str], blend: Words | None
-) -> list[list[list[int]]]:
-    """Return for each prompt where the words of ``blend`` stand in it, or [] without a blend."""
-    if blend is None:
-        return []
-    words = [blend] if isinstance(blend, str) else list(blend)
-    count = len(prompts) // 2
-    pairs = list(zip(prompts[:count], prompts[count:]))
-    found = [[_places(pipe, list(pair), word) for word in words] for pair in pairs]
-    sides = ([[places[side] for places in each] for each in found] for side in (0, 1))
-    return [area for side in sides for area in side]
+    pipe: StableDiffusionPipeline, sources: list[str], targets: list[str], blend: Words | None
+) -> list[list[tuple[int, list[int]]]]:
+    """Return for each pair in which rows of the batch, and where there, the words of it stand."""
+    words = [blend] if isinstance(blend, str) else list(blend or ())
+    areas = []
+    for source_row, pair in enumerate(zip(sources, targets)):
+        rows = (source_row, source_row + len(sources))
+        found = [zip(rows, _places(pipe, list(pair), word)) for word in words]
+        areas.append([(row, places) for each in found for row, places in each if places])
+    return areas if words else []
 
 
 def _captured(pipe: StableDiffusionPipeline, areas: list) -> Any:
     return capture_attention(pipe) if areas else nullcontext()
 
 
-def _blended(maps: AttentionMaps, areas: list[list[list[int]]], total: int) -> AfterStep:
-    """Return what keeps the source where none of the words is read (Hertz et al., "local")."""
+def _blended(
+    maps: AttentionMaps, areas: list[list[tuple[int, list[int]]]], total: int
+) -> AfterStep:
+    """Return what keeps the source wherever none of the words is read."""
 
     def blended(scheduler: Any, latents: Tensor, t: Tensor | None) -> Tensor:
         if maps.calls <= BLEND_FROM * total:
             return latents
-        read = [
-            torch.stack([maps.heat_map(places, index=i) for places in area if places]).amax(0)
-            if any(area)
-            else torch.zeros(1, 1)
-            for i, area in enumerate(areas)
-        ]
-        cells = torch.stack([cells_read(heat, latents.shape[2:]) for heat in read])
         source, target = latents.chunk(2)  # (B, 4, h, w) each
-        allowed = torch.maximum(*cells.to(latents).chunk(2))  # (B, 1, h, w)
-        return torch.cat([source, source + allowed * (target - source)])
+        size = latents.shape[2:]
+        heats = [[maps.heat_map(places, index=row) for row, places in area] for area in areas]
+        read = [torch.stack([cells_read(heat, size) for heat in each]).amax(0) for each in heats]
+        may_differ = torch.stack(read).to(latents)  # (B, 1, h, w)
+        return torch.cat([source, source + may_differ * (target - source)])
 
     return blended
 
