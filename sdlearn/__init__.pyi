@@ -1,5 +1,6 @@
 from . import attention as attention
 from . import editing as editing
+from . import finetuning as finetuning
 from . import images as images
 from . import latents as latents
 from . import noise as noise
@@ -17,6 +18,8 @@ from .editing import edit_prompt as edit_prompt
 from .editing import image_to_image as image_to_image
 from .editing import inpaint as inpaint
 from .editing import invert as invert
+from .finetuning import finetune_subject as finetune_subject
+from .finetuning import learn_token as learn_token
 from .images import to_pil as to_pil
 from .latents import decode_latents as decode_latents
 from .latents import encode_image as encode_image

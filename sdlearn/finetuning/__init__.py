@@ -1,0 +1,5 @@
+"""Teach a finished model a new word, or a new subject, from a few pictures."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
