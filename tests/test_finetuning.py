@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import random_pipeline, seeded
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from test_exactness import state
 
 import sdlearn
-from sdlearn.finetuning import finetune_subject, learn_token, save_lora, save_token
+from sdlearn.finetuning import finetune_subject, learn_token, pictures_in, save_lora, save_token
+from sdlearn.finetuning.__main__ import main
 
 PROMPT = "a <toy> in the snow"
 RUN = {"steps": 3, "batch_size": 2, "learning_rate": 1e-2}
@@ -200,3 +205,58 @@ def test_bad_input_of_a_subject_is_named(random_pipe, images, call, message):
         finetune_subject(random_pipe, images, PROMPT, **{**RUN, **call})
     assert state(random_pipe) == before
     assert not getattr(random_pipe.unet, "peft_config", {})
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size in (("a.png", (70, 90)), ("b.jpg", (200, 64))):
+        Image.new("RGB", size, "teal").save(folder / name)
+    (folder / "c.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not a picture either", encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_pictures(random_pipe, picture_folder, capsys):
+    line = '{"file_name": "b.jpg", "text": "a <toy> at night"}'
+    (picture_folder / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")
+    images, texts = pictures_in(random_pipe, picture_folder)
+    assert [image.size for image in images] == [(64, 64)] * 2
+    assert texts == [None, "a <toy> at night"]
+    assert "left out: " in (said := capsys.readouterr().out)
+    assert "c.png" in said
+    (picture_folder / "metadata.jsonl").write_text(line + "\nno json", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2 of"):
+        pictures_in(random_pipe, picture_folder)
+    with pytest.raises(ValueError, match="no picture in"):
+        pictures_in(random_pipe, picture_folder.parent)
+
+
+def test_the_command_teaches_a_word_and_a_subject(picture_folder, folder, loaded, tmp_path, capsys):
+    run = ["--model", str(folder), "--out", str(tmp_path / "out"), "--steps", "2"]
+    pictures = str(picture_folder)
+    assert main(["word", pictures, "<toy>", "cat", *run, "--vectors", "2"]) == 0
+    assert main(["subject", pictures, *run]) == 2
+    assert 'Pass --prompt "a photo of sks dog"' in capsys.readouterr().err
+    more = ["--prompt", "a photo of sks dog", "--rank", "2", "--class-prompt", "a dog"]
+    assert main(["subject", pictures, *run, *more, "--class-images", "1"]) == 0
+    written = ["pytorch_lora_weights.safetensors", "toy.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == written
+    pipe = loaded()
+    plain = pipe(PROMPT, generator=seeded(), **DRAW).images
+    pipe.load_lora_weights(tmp_path / "out")
+    pipe.load_textual_inversion(tmp_path / "out" / "toy.safetensors")
+    assert not torch.equal(pipe(PROMPT, generator=seeded(), **DRAW).images, plain)
+
+
+def test_two_processes_learn_one_word(picture_folder, folder, tmp_path):
+    """Each has other batches, and both end with the same word."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["-m", "sdlearn.finetuning", "word", str(picture_folder), "<toy>", "cat"]
+    command += ["--model", str(folder), "--out", str(tmp_path / "out"), "--steps", "2"]
+    more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("learnt: ") == 1
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["toy.safetensors"]
