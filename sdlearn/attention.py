@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sdlearn import checks
 from sdlearn.text import find_word, tokenize
-from sdlearn.unet import current_loop, text_start
+from sdlearn.unet import aside, current_loop, text_start
 
 
 class AttentionMaps:
@@ -227,10 +227,11 @@ def capture_attention(
     chosen = {name: m for name, m in modules.items() if name.startswith(wanted)}
     if not chosen:
         raise ValueError(f"no layer matches layers={layers!r}; choose of {[*modules]}")
-    maps, thread = AttentionMaps(pipe, max_pixels, keep_calls), get_ident()
+    maps = AttentionMaps(pipe, max_pixels, keep_calls)
+    here = get_ident(), aside.get()
 
     def in_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
-        return lambda *seen: hook(*seen) if get_ident() == thread else None
+        return lambda *seen: hook(*seen) if (get_ident(), aside.get()) == here else None
 
     handles = [
         pipe.text_encoder.register_forward_hook(in_this_thread(maps._see_text), with_kwargs=True),

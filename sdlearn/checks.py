@@ -148,6 +148,16 @@ def joined(pipe: StableDiffusionPipeline, latents: Tensor, value: Tensor | None)
         )
 
 
+def latents_alone(pipe: StableDiffusionPipeline) -> None:
+    """Refuse a U-Net that reads more than latents, where there is nothing else to give it."""
+    more = pipe.unet.config.in_channels - pipe.vae.config.latent_channels
+    if more:
+        raise ValueError(
+            f"this U-Net reads {more} channels beside the latents, as one for inpainting does; "
+            "use inpaint(...), or load a model for text to image"
+        )
+
+
 def embeds(pipe: StableDiffusionPipeline, value: Any, batch: int, guided: bool) -> None:
     """Refuse embeddings that do not belong to ``batch`` latents, or to this U-Net."""
     width = text_width(pipe.unet)

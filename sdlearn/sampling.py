@@ -286,6 +286,7 @@ def text_to_image(
         ValueError, TypeError: an argument out of range or of the wrong type.
     """
     checks.pipeline(pipe)
+    checks.latents_alone(pipe)
     prompts = checks.prompts(prompt)
     negatives = checks.negative_prompts(negative_prompt, len(prompts))
     checks.guidance(guidance_scale, guidance_rescale, eta)

@@ -25,6 +25,8 @@ from sdlearn.pipeline import execution_device
 # that draws. None while another's loop runs, such as that of pipe(...).
 text_start: ContextVar[int | None] = ContextVar("text_start", default=None)
 current_loop: ContextVar[object] = ContextVar("current_loop", default=None)
+# A capture sees only calls made with the value that it was opened with: see editing.word_mask.
+aside: ContextVar[object] = ContextVar("aside", default=None)
 
 
 @contextmanager

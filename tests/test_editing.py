@@ -165,22 +165,30 @@ def test_an_inpainted_batch_equals_diffusers(pipe, sizes, each, listed):
 
 
 def test_a_unet_for_inpainting_draws_nothing_from_a_prompt_alone(painter_pipe):
-    with pytest.raises(
-        ValueError, match=r"reads \(1, 5, 8, 8\) beside the latents, got None; use inp"
+    generator = seeded()
+    before, picture = generator.get_state(), some_picture((64, 64))
+    for draw in (
+        lambda: sdlearn.text_to_image(painter_pipe, PROMPT, generator=generator),
+        lambda: sdlearn.image_to_image(painter_pipe, PROMPT, picture, generator=generator),
+        lambda: sdlearn.edit_prompt(painter_pipe, PROMPT, PROMPT, generator=generator),
+        lambda: sdlearn.invert(painter_pipe, picture, PROMPT),
     ):
-        sdlearn.text_to_image(painter_pipe, PROMPT, num_inference_steps=2)
+        with pytest.raises(ValueError, match=r"reads 5 channels beside the latents.*use inpaint"):
+            draw()
+    assert torch.equal(generator.get_state(), before)
     assert sdlearn.load(painter_pipe) is painter_pipe
 
 
-def test_a_mask_is_a_picture_or_a_tensor(random_pipe):
+def test_a_mask_is_a_picture_a_file_or_a_tensor(random_pipe, tmp_path):
     picture, mask = some_picture((64, 32)), some_mask((64, 32))
     as_tensor = torch.tensor(list(mask.getdata())).view(64, 32) > 127
-    call = {"num_inference_steps": 2}
-    one, other = (
+    call, file = {"num_inference_steps": 2}, tmp_path / "mask.png"
+    mask.save(file)
+    one, *others = (
         sdlearn.inpaint(random_pipe, PROMPT, picture, m, **call, generator=seeded()).pixels
-        for m in (mask, as_tensor)
+        for m in (mask, as_tensor, file, str(file))
     )
-    assert torch.equal(one, other)
+    assert all(torch.equal(one, other) for other in others)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +248,9 @@ def test_a_mask_by_word_is_drawn_from_no_ones_generator(which, request):
     by_word = sdlearn.inpaint(pipe, PROMPT, picture, "cat", **more, generator=seeded())
     by_mask = sdlearn.inpaint(pipe, PROMPT, picture, mask, **call, generator=seeded())
     assert torch.equal(by_word.pixels, by_mask.pixels)
+    with sdlearn.capture_attention(pipe) as maps:  # sees what is drawn, not how the mask was found
+        sdlearn.inpaint(pipe, PROMPT, picture, "cat", **more, generator=seeded())
+    assert maps.calls == 2
 
 
 @pytest.mark.parametrize(

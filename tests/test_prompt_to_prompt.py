@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import seeded
+from conftest import random_pipeline, seeded
 from diffusers import DDIMInverseScheduler, DDIMScheduler, PNDMScheduler
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from test_exactness import SCHEDULERS, set_scheduler, state
 
 import sdlearn
-from sdlearn.editing.held_attention import align
+from sdlearn.editing import prompt_to_prompt
+from sdlearn.editing.held_attention import Edit, align, attention_edited
+from sdlearn.finetuning.textual_inversion import added_token
 from sdlearn.postcards.render import render
 from sdlearn.postcards.world import Scene, Thing
 
@@ -108,6 +110,43 @@ def test_held_maps_are_copied_as_in_diffusers_own_attention(pipe, monkeypatch):
     assert (plain.latents[1:] - target.latents).abs().max() > 0.01
 
 
+def test_a_weight_is_its_words_own(random_pipe, monkeypatch):
+    """What is multiplied is the column of the word's token, and no other."""
+    seen, own = [], Edit.cross
+
+    def watched(edit, probabilities):
+        edited = own(edit, probabilities)
+        seen.append(edited[-1] / probabilities[-1])
+        return edited
+
+    monkeypatch.setattr(Edit, "cross", watched)
+    sdlearn.edit_prompt(
+        random_pipe, SOURCE, SOURCE, reweight={"snow": 3, "cat": 0.5}, generator=seeded(), **CALL
+    )
+    factors = torch.ones(77)
+    words = sdlearn.tokenize(random_pipe, SOURCE).words
+    factors[[*words["snow"]]], factors[[*words["cat"]]] = 3, 0.5
+    torch.testing.assert_close(seen[0], factors.expand_as(seen[0]), atol=1e-4, rtol=1e-4)
+
+
+def test_large_layers_keep_their_own_self_attention(random_pipe):
+    """96 x 96 pixels: 144 places in the first layers, which here are too many."""
+    edits = []
+
+    def target(limit):
+        edit = Edit(torch.eye(77)[None], torch.zeros(1, 77), torch.ones(1, 77), 9, 9, limit)
+        prompts, call = [SOURCE, TARGET], {**CALL, "num_inference_steps": 2}
+        noise = sdlearn.initial_latents(random_pipe, 2, height=96, width=96, generator=seeded())
+        embeds = sdlearn.encode_prompt(random_pipe, prompts)
+        with attention_edited(random_pipe, edit):
+            steps = sdlearn.denoise(random_pipe, torch.cat([noise] * 2), embeds, **call)
+            edits.append([step.prev_sample for step in steps][-1][1])
+        return edits[-1]
+
+    assert torch.equal(target(144), target(1024))
+    assert not torch.equal(target(100), target(144))
+
+
 def test_a_weight_of_one_changes_nothing_and_a_larger_one_does(pipe):
     def edited(**more):
         return sdlearn.edit_prompt(pipe, SOURCE, SOURCE, generator=seeded(3), **more, **CALL)
@@ -145,6 +184,27 @@ def test_blending_leaves_the_rest_to_the_source(postcards):
     assert where[changed].mean() > 3 * where[~changed].mean()
 
 
+def test_blending_waits_for_maps_that_say_something(postcards, monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        prompt_to_prompt, "cells_read", lambda heat, size: called.append(1) or torch.zeros(1, *size)
+    )
+    pair = ["a fox in the snow", "a house"], ["a cat in the snow", "a castle"]
+    call = {**CALL, "num_inference_steps": 10, "generator": [seeded(1), seeded(2)]}
+    source, target = sdlearn.edit_prompt(postcards, *pair, blend=["fox", "cat"], **call)
+    assert len(called) == 2 * 8  # two words, from the third of ten steps on
+    assert torch.equal(source.latents[0], target.latents[0])  # nowhere may it differ
+    assert not torch.equal(source.latents[1], target.latents[1])  # none of the words is in it
+
+
+def test_given_latents_are_scaled_as_diffusers_scales_them(pipe):
+    set_scheduler(pipe, "EulerDiscreteScheduler")
+    noise = torch.randn(1, 4, 8, 8, generator=seeded())
+    source, _ = sdlearn.edit_prompt(pipe, SOURCE, TARGET, latents=noise, **CALL)
+    plain = pipe(SOURCE, latents=noise, output_type="pt", **CALL).images
+    torch.testing.assert_close(source.pixels, plain, atol=2e-3, rtol=0)
+
+
 def test_an_interrupted_edit_leaves_the_pipeline_as_it_was(pipe):
     def stop(*_):
         raise KeyboardInterrupt
@@ -167,6 +227,7 @@ def test_an_interrupted_edit_leaves_the_pipeline_as_it_was(pipe):
         ({"reweight": {"red": 2}}, "no word 'red' in the prompt; it reads: .*'blue'"),
         ({"reweight": {"blue": float("nan")}}, r"reweight\['blue'\] must be finite"),
         ({"latents": torch.zeros(2, 4, 8, 8)}, "got 2 latents for 1 pairs"),
+        ({"latents": torch.zeros(1, 4, 8, 8), "height": 64}, "and height=64, width=None"),
         ({"source": [SOURCE] * 2, "target": [TARGET] * 2}, "got 1 generators for 2"),
     ],
 )
@@ -213,6 +274,21 @@ def test_more_steps_bring_a_picture_back_more_nearly(postcards):
 
 
 def test_inversion_asks_for_ddim(pipe):
-    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(ValueError, match=r"got PNDMScheduler .*DDIMScheduler.from_config"):
-        sdlearn.invert(pipe, torch.zeros(1, 3, 64, 64), SOURCE, 4)
+    config = pipe.scheduler.config
+    linspace = DDIMScheduler.from_config(config, timestep_spacing="linspace")
+    for scheduler in (PNDMScheduler.from_config(config), linspace):
+        pipe.scheduler = scheduler
+        name = type(scheduler).__name__
+        with pytest.raises(ValueError, match=rf"got {name} .*DDIMScheduler.from_config"):
+            sdlearn.invert(pipe, torch.zeros(1, 3, 64, 64), SOURCE, 4)
+
+
+def test_a_learnt_word_of_several_vectors_is_one_word():
+    pipe = random_pipeline(layers_per_block=1)
+    with added_token(pipe, "<toy>", "cat", 3) as row:
+        row.data += 1
+    taken, own = align(pipe, "a red cat sat", "a blue <toy> sat")
+    assert taken[2].nonzero().flatten().tolist() == [2]
+    assert taken[3, 3:6].tolist() == pytest.approx([1 / 3] * 3)
+    assert taken[4].nonzero().flatten().tolist() == [6]
+    assert own.nonzero().flatten().tolist() == []

@@ -22,9 +22,10 @@ from sdlearn.text import tokenize
 def align(pipe: StableDiffusionPipeline, source: str, target: str) -> tuple[Tensor, Tensor]:
     """Say which of the source's tokens each of the target's tokens takes its attention from.
 
-    Words that stand in both prompts keep theirs. A word in place of another gets that one's, spread
-    evenly over its tokens. A word that was added has none to take and keeps its own; what belonged
-    to a word that was left out goes to nobody. Paddings keep their places.
+    Words that stand in both prompts keep theirs. A word in place of another gets that one's, token
+    for token, or spread evenly over its tokens if it has more or fewer. A word that was added has
+    none to take and keeps its own; what belonged to a word that was left out goes to nobody.
+    Paddings keep their places.
 
     Returns:
         ``taken`` (77, 77), the share of a source token's attention (row) that a target token
@@ -46,7 +47,10 @@ def align(pipe: StableDiffusionPipeline, source: str, target: str) -> tuple[Tens
             if len(old) != len(new):  # no pairs of words: all of them together
                 old, new = [sum(old, [])], [sum(new, [])]
             for out, come in zip(old, new):
-                taken[torch.tensor(out)[:, None], torch.tensor(come)] = 1 / len(come)
+                if len(out) == len(come):
+                    taken[out, come] = 1
+                else:
+                    taken[torch.tensor(out)[:, None], torch.tensor(come)] = 1 / len(come)
     first = 1 + max(positions[-1] for _, positions in before)  # the source's padding
     start = 1 + max(positions[-1] for _, positions in after)
     for position in range(start, length):
@@ -64,12 +68,20 @@ def _words(
     words, word = [], list[int]()
     for position, piece in enumerate(pieces):
         word.append(position)
+        if position + 1 < len(pieces) and _goes_on(pieces[word[0]], pieces[position + 1]):
+            continue
         if piece.endswith("</w>") or ids[position] in learnt or position == len(ids) - 1:
             words.append((tuple(ids[p] for p in word), word))
             word = []
             if position and ids[position] == pipe.tokenizer.eos_token_id:
                 break  # the rest is padding
     return words
+
+
+def _goes_on(first: str, following: str) -> bool:
+    """Whether a piece is a further vector of a learnt word: "<toy>_1" after "<toy>"."""
+    name, _, number = following.rpartition("_")
+    return name == first and number.isdigit()
 
 
 @dataclass(eq=False)

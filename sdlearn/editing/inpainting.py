@@ -9,6 +9,7 @@ the rest in five more channels: Rombach et al. (2022), section 4.5.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +23,16 @@ from torch import Tensor
 from sdlearn import checks
 from sdlearn.attention import capture_attention
 from sdlearn.editing.sdedit import Picture, drawn_latents, noised, pixels_for, steps_left_out
+from sdlearn.images import open_image
 from sdlearn.latents import encode_tensor
 from sdlearn.noise import add_noise
 from sdlearn.pipeline import execution_device
 from sdlearn.sampling import AfterStep, Generators, Trace, denoise, develop, fresh_scheduler
 from sdlearn.text import encode_prompt, find_word, tokenize
-from sdlearn.unet import predict_noise
+from sdlearn.unet import aside, assigned, predict_noise
 
-Mask = Image.Image | Tensor | str
+Mask = Image.Image | Tensor | str | Path
+FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOOK_AT = (500, 300)  # Timesteps: by then a thing has its place, and not yet its details.
 LOOKS = 4  # Draws of noise, the mean of whose maps is taken.
 
@@ -55,9 +58,9 @@ def inpaint(
         pipe: the pipeline, its U-Net an ordinary one or one for inpainting.
         prompt: one prompt, or a list of B, for the whole picture as it shall be.
         image: a picture, its path, or pixels (1 or B, 3, H, W) in [0, 1]; sides multiples of 8.
-        mask: what to paint anew: a picture of mode "L" (white), a boolean tensor (H, W), or a word
-            for the thing that stands there, see ``word_mask``. A place of the latents, 8 × 8
-            pixels, is painted whole or not at all, as the pixel at its upper left says.
+        mask: what to paint anew: a picture of mode "L" (white), its path, a boolean tensor (H, W),
+            or a word for the thing that stands there, see ``word_mask``. A place of the latents,
+            8 × 8 pixels, is painted whole or not at all, as the pixel at its upper left says.
         strength: as in ``image_to_image``, where the mask is; 1 starts from noise alone.
         num_inference_steps: steps of the whole way.
         guidance_scale: see ``predict_noise``.
@@ -83,11 +86,15 @@ def inpaint(
     left_out = steps_left_out(num_inference_steps, strength)
     pixels = pixels_for(pipe, image, count)  # (1 or B, 3, H, W) in [-1, 1]
     height, width = pixels.shape[2:]
+    if isinstance(mask, Path) or (isinstance(mask, str) and mask.lower().endswith(FORMATS)):
+        mask = open_image(mask)
     if isinstance(mask, str):
         mask = word_mask(pipe, image, mask, mask_prompt)
     elif mask_prompt is not None:
         raise ValueError(f"mask_prompt={mask_prompt!r} needs a word of it as the mask")
-    covered = mask_tensor(pipe, mask, height, width)  # (1, 1, H, W), 1 where to paint
+    covered = mask_tensor(pipe, mask, height, width).to(
+        pixels.device
+    )  # (1, 1, H, W), 1 where to paint
 
     joins = pipe.unet.config.in_channels > pipe.vae.config.latent_channels
     if not joins or left_out:  # diffusers' order of draws
@@ -137,7 +144,8 @@ def word_mask(
     """Return where a picture shows what a word says, (H, W), as the U-Net reads it.
 
     The picture gets noise, of two timesteps and the same four draws each time; where the U-Net
-    reads the word while it looks at that is thresholded and grown.
+    reads the word while it looks at that is thresholded and grown. It finds the likeliest place
+    also for a thing that is not there.
 
     Args:
         pipe: the pipeline.
@@ -159,7 +167,8 @@ def word_mask(
     more = pipe.unet.config.in_channels - clean.shape[1]
     joined = torch.cat([torch.zeros_like(clean[:, :1]), clean], dim=1) if more else None
     embeds = encode_prompt(pipe, [prompt] * LOOKS)
-    with capture_attention(pipe) as maps:
+    # A capture around the whole, of the picture that is drawn, is not to see this.
+    with assigned(aside, object()), capture_attention(pipe) as maps:
         for t in LOOK_AT:
             x_t = add_noise(pipe, clean, noise, torch.tensor(t))
             predict_noise(pipe, x_t, t, embeds, 1.0, joined=joined)

@@ -41,14 +41,15 @@ def invert(
         negative_prompt: what to steer away from; one for all, or a list of B.
 
     Returns:
-        (B, 4, H/8, W/8), for ``denoise`` and ``edit_prompt``. They come near to noise of standard
-        deviation 1, but are not free of the picture.
+        (B, 4, H/8, W/8), for ``denoise`` and ``edit_prompt`` with DDIM. They come near to noise of
+        standard deviation 1, but are not free of the picture.
 
     Raises:
         ValueError, TypeError: an argument out of range or of the wrong type, or a scheduler other
             than DDIM.
     """
     checks.pipeline(pipe)
+    checks.latents_alone(pipe)
     prompts = checks.prompts(prompt)
     negatives = checks.negative_prompts(negative_prompt, len(prompts))
     checks.guidance(guidance_scale)

@@ -62,13 +62,15 @@ def edit_prompt(
         source: one prompt, or a list of B.
         target: the prompt as it shall be, or a list of B.
         cross_steps: in which share of the steps, from the first one on, the target's
-            cross-attention is the source's, word by word (see ``align``). 0 holds nothing.
+            cross-attention is the source's, word by word (see ``align``). 0 holds nothing. (In
+            the paper's code ``cross_replace_steps``.)
         self_steps: likewise for self-attention, in layers of up to 32 x 32 places.
         blend: a word or several, of either prompt. Only where they are read may the target differ;
-            from a fifth of the steps on.
+            from a fifth of the steps on. A pair that has none of them is not held so.
         reweight: a factor for words of the target, by which their attention is multiplied while
             ``cross_steps`` last: more than 1 for more of it.
-        latents: what to start from, (B, 4, h, w), such as ``invert`` returns; drawn by default.
+        latents: what to start from, (B, 4, h, w) of standard deviation 1, as ``pipe(...)`` takes
+            them and ``invert`` returns them; drawn by default.
         height: see ``initial_latents``.
         width: likewise.
         num_inference_steps: see ``denoise``.
@@ -86,6 +88,7 @@ def edit_prompt(
             or ``reweight`` that no prompt has.
     """
     checks.pipeline(pipe)
+    checks.latents_alone(pipe)
     sources, targets = checks.prompts(source, "source"), checks.prompts(target, "target")
     count = len(sources)
     if len(targets) != count:
@@ -93,7 +96,8 @@ def edit_prompt(
     negatives = checks.negative_prompts(negative_prompt, count)
     checks.guidance(guidance_scale)
     each = _one_each(generator, count)
-    total = len(fresh_scheduler(pipe, num_inference_steps).timesteps)
+    scheduler = fresh_scheduler(pipe, num_inference_steps)
+    total = len(scheduler.timesteps)
     shares = {"cross_steps": cross_steps, "self_steps": self_steps}
     held = (
         round(checks.real(name, share, 0, 1, "0 holds nothing, 1 to the end") * total)
@@ -101,8 +105,16 @@ def edit_prompt(
     )
     edit = Edit(*_aligned(pipe, sources, targets), _weights(pipe, targets, reweight or {}), *held)
     areas = _blend_areas(pipe, sources, targets, blend)
+    if latents is not None:
+        checks.latents(pipe, latents)
+        if len(latents) != count or height is not None or width is not None:
+            size = f"height={height}, width={width}"
+            raise ValueError(
+                f"got {len(latents)} latents for {count} pairs of prompts, and {size}; "
+                "pass latents for each pair, which have their size, or none"
+            )
     if latents is None:
-        latents = initial_latents(
+        start = initial_latents(
             pipe,
             num_inference_steps,
             height=height,
@@ -110,16 +122,14 @@ def edit_prompt(
             batch_size=count,
             generator=each,
         )  # (B, 4, h, w)
-    checks.latents(pipe, latents)
-    if len(latents) != count:
-        raise ValueError(f"got {len(latents)} latents for {count} pairs of prompts; one for each")
-    latents = latents.to(execution_device(pipe), pipe.unet.dtype)
+    else:
+        start = latents.to(execution_device(pipe), pipe.unet.dtype) * scheduler.init_noise_sigma
 
     embeds = encode_prompt(pipe, sources + targets, negatives * 2)  # (4B, 77, D)
     with attention_edited(pipe, edit), _captured(pipe, areas) as maps:
         steps = denoise(
             pipe,
-            torch.cat([latents] * 2),  # (2B, 4, h, w): the sources, then the targets
+            torch.cat([start] * 2),  # (2B, 4, h, w): the sources, then the targets
             embeds,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -142,6 +152,8 @@ def _weights(
     pipe: StableDiffusionPipeline, targets: list[str], reweight: Mapping[str, float]
 ) -> Tensor:
     """Return a factor for each token of each target, (B, 77)."""
+    if not isinstance(reweight, Mapping):
+        raise TypeError(f'reweight must be like {{"snow": 2.0}}, got {reweight!r}')
     weights = torch.ones(len(targets), pipe.tokenizer.model_max_length)
     for word, factor in reweight.items():
         factor = checks.real(f"reweight[{word!r}]", factor, remedy="1 leaves a word as it is")
@@ -169,11 +181,11 @@ def _blend_areas(
 ) -> list[list[tuple[int, list[int]]]]:
     """Return for each pair in which rows of the batch, and where there, the words of it stand."""
     words = [blend] if isinstance(blend, str) else list(blend or ())
+    found = [_places(pipe, sources + targets, word) for word in words]  # (words, 2B) lists
     areas = []
-    for source_row, pair in enumerate(zip(sources, targets)):
-        rows = (source_row, source_row + len(sources))
-        found = [zip(rows, _places(pipe, list(pair), word)) for word in words]
-        areas.append([(row, places) for each in found for row, places in each if places])
+    for first in range(len(sources)):
+        rows = (first, first + len(sources))
+        areas.append([(row, each[row]) for each in found for row in rows if each[row]])
     return areas if words else []
 
 
@@ -191,9 +203,11 @@ def _blended(
             return latents
         source, target = latents.chunk(2)  # (B, 4, h, w) each
         size = latents.shape[2:]
-        heats = [[maps.heat_map(places, index=row) for row, places in area] for area in areas]
-        read = [torch.stack([cells_read(heat, size) for heat in each]).amax(0) for each in heats]
-        may_differ = torch.stack(read).to(latents)  # (B, 1, h, w)
+        may_differ = torch.ones_like(source[:, :1])  # (B, 1, h, w)
+        for one, area in zip(may_differ, areas):
+            heats = [maps.heat_map(places, index=row) for row, places in area]
+            if heats:
+                one[:] = torch.stack([cells_read(heat, size) for heat in heats]).amax(0)
         return torch.cat([source, source + may_differ * (target - source)])
 
     return blended

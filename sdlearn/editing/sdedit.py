@@ -61,6 +61,7 @@ def image_to_image(
             that no step is left.
     """
     checks.pipeline(pipe)
+    checks.latents_alone(pipe)
     prompts = checks.prompts(prompt)
     negatives = checks.negative_prompts(negative_prompt, len(prompts))
     checks.guidance(guidance_scale, eta=eta)
@@ -98,7 +99,7 @@ def steps_left_out(num_inference_steps: int, strength: float) -> int:
     Raises:
         ValueError, TypeError: out of range, or so small that no step is left.
     """
-    strength = checks.real("strength", strength, 0, 1, "1 starts from noise alone, as without")
+    strength = checks.real("strength", strength, 0, 1, "1 walks the whole way")
     walked = int(num_inference_steps * strength)
     if walked < 1:
         least = math.ceil(1000 / num_inference_steps) / 1000

@@ -9,6 +9,7 @@ checkpoint. On several GPUs: ``accelerate launch -m sdlearn.finetuning …``.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from functools import partial
@@ -51,13 +52,16 @@ def learn(args: argparse.Namespace) -> None:
     from sdlearn.finetuning import save_lora, save_token
     from sdlearn.finetuning.pictures import pictures_in
 
-    pipe = load(args.model)
+    state = PartialState()
+    pipe = load(args.model, device=state.device if state.num_processes > 1 else None)
     images, texts = pictures_in(pipe, args.pictures)
     usual = args.prompt or (f"a photo of {args.placeholder}" if args.kind == "word" else None)
     if None in texts and usual is None:
         raise ValueError('what do the pictures show? Pass --prompt "a photo of sks dog"')
     prompts = [text or usual or "" for text in texts]
-    name = args.placeholder.strip("<>") if args.kind == "word" else "pytorch_lora_weights"
+    name = "pytorch_lora_weights"  # as diffusers names it
+    if args.kind == "word":
+        name = re.sub(r"\W+", "-", args.placeholder).strip("-")
     checkpoint = args.out / f"{name}-checkpoint"
     args.out.mkdir(parents=True, exist_ok=True)
     call = {
@@ -76,7 +80,8 @@ def learn(args: argparse.Namespace) -> None:
         call |= {"class_images": args.class_images, "rank": args.rank}
         finetune_subject(pipe, images, prompts, args.class_prompt, **call)
         save = partial(save_lora, pipe, args.out)
-    if PartialState().is_main_process:
+    state.wait_for_everyone()
+    if state.is_main_process:
         save()
         shutil.rmtree(checkpoint, ignore_errors=True)  # It is done; another run begins anew.
         print(f"learnt: {written}")

@@ -19,12 +19,23 @@ from torch import Tensor, nn
 
 from sdlearn import checks
 from sdlearn.editing.sdedit import Picture
-from sdlearn.finetuning.fit import AfterStep, check_run, examples, fit, noise_loss
-from sdlearn.finetuning.textual_inversion import added_token
+from sdlearn.finetuning.fit import (
+    AfterStep,
+    check_run,
+    examples,
+    fit,
+    frozen,
+    noise_loss,
+    pictures_as_numbers,
+    random_state_kept,
+    seed_from,
+)
+from sdlearn.finetuning.textual_inversion import added_token, check_word
 from sdlearn.postcards import settings
 from sdlearn.sampling import text_to_image
 
 ADAPTER = "subject"
+LEARNING_RATES = {"lora": 1e-3, "full": 1e-5}
 # The layers that get a LoRA: attention, and the convolutions of the residual blocks.
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
 
@@ -50,12 +61,12 @@ def finetune_subject(
 ) -> list[float]:
     """Teach the U-Net a subject from a few pictures of it.
 
-    Interrupted, it leaves the pipeline as far as it has learnt. With "lora" the U-Net's own weights
-    stay as they are: ``pipe.unload_lora_weights()`` gives them back.
+    Interrupted, it leaves the pipeline as far as it has learnt; called again, it learns on. With
+    "lora" the U-Net's own weights stay as they are: ``pipe.unload_lora_weights()`` gives them back.
 
     Args:
         pipe: the pipeline.
-        images: pictures, their paths, or pixels, all of one size.
+        images: pictures, their paths, or pixels (1, 3, H, W), all of one size.
         prompt: what they show; one for all, or one for each.
         class_prompt: prompts of what shall stay as it is, such as the subject's class. Pictures for
             them are drawn first, by the model as it is, and learnt along (prior preservation).
@@ -69,7 +80,7 @@ def finetune_subject(
         batch_size: examples a step, and as many of the class's.
         learning_rate: see ``fit``; by default 1e-3 for "lora", 1e-5 for "full".
         folder: see ``fit``.
-        generator: see ``fit``; draws the class's pictures first.
+        generator: makes the run repeatable; draws the class's pictures first.
         after_step: see ``fit``.
 
     Returns:
@@ -78,47 +89,63 @@ def finetune_subject(
     Raises:
         ValueError, TypeError: an argument out of range or of the wrong type.
     """
-    checks.pipeline(pipe)
     if method not in ("lora", "full"):
         raise ValueError(f'method must be "lora" or "full", got {method!r}')
+    learning_rate = LEARNING_RATES[method] if learning_rate is None else learning_rate
+    check_run(pipe, steps, learning_rate, batch_size, generator)
+    checks.whole("rank", rank, 1, 1024, "8 is usual")
+    checks.whole("class_images", class_images, 1, 10_000, "16 is a start")
+    checks.real("prior_weight", prior_weight, 0, remedy="1 is usual")
+    if method == "full" and pipe.unet.dtype != torch.float32:
+        raise ValueError(
+            f'method="full" needs float32 weights, got {pipe.unet.dtype}: smaller ones lose small '
+            "steps; load(..., dtype=torch.float32), or a LoRA"
+        )
     if (placeholder is None) != (initializer is None):
         raise ValueError("placeholder and initializer belong together; give both, or neither")
-    learning_rate = learning_rate or {"lora": 1e-3, "full": 1e-5}[method]
-    check_run(steps, learning_rate, batch_size, generator)
-    rank = checks.whole("rank", rank, 1, 1024, "8 is usual")
-    prior_weight = checks.real("prior_weight", prior_weight, 0, remedy="1 is usual")
-    data = None if placeholder else examples(pipe, images, prompt)
-    prior = None
+    if placeholder is not None and initializer is not None:
+        check_word(pipe, placeholder, initializer, prompt)
+    lora = _lora(pipe)
+    if method == "lora" and lora and lora.r != rank:
+        raise ValueError(f"this U-Net has a LoRA of rank {lora.r}, got rank={rank}; unload it")
+    data, prior = examples(pipe, images, prompt), None
     if class_prompt is not None:
         texts = checks.prompts(class_prompt, "class_prompt") * class_images
-        pixels = torch.cat([_drawn(pipe, text, generator) for text in texts])
-        prior = examples(pipe, pixels.split(1), texts)
+        prior = examples(pipe, _drawn(pipe, texts, generator), texts)
+    seed = seed_from(generator)
+
     word: Any = nullcontext()
     if placeholder is not None and initializer is not None:
         word = added_token(pipe, placeholder, initializer)
-    with word as row:
-        data = data or examples(pipe, images, prompt)
+    with frozen(pipe), word as row:
+        learning = _to_learn(pipe, method, rank, seed)
+        if row is not None:
+            learning["row"] = row
+        parts = [(data.latents, data.ids(pipe), 1.0)]
+        if prior is not None:
+            parts.append((prior.latents, prior.ids(pipe), prior_weight))
 
         def loss(drawn: torch.Generator) -> Tensor:
-            ours = noise_loss(pipe, data, batch_size, drawn)
-            if prior is None:
-                return ours
-            return ours + prior_weight * noise_loss(pipe, prior, batch_size, drawn)
+            each = [w * noise_loss(pipe, x, ids, batch_size, drawn) for x, ids, w in parts]
+            return torch.stack(each).sum()
 
-        learning = _thawed(pipe, method, rank)
-        try:
-            return fit(
-                pipe,
-                learning if row is None else {**learning, "row": row},
-                loss,
-                steps=steps,
-                learning_rate=learning_rate,
-                folder=folder,
-                generator=generator,
-                after_step=after_step,
-            )
-        finally:
-            pipe.unet.requires_grad_(False)
+        return fit(
+            pipe,
+            learning,
+            loss,
+            steps=steps,
+            learning_rate=learning_rate,
+            about={
+                "method": method,
+                "word": placeholder,
+                "prompts": data.prompts,
+                "class prompts": prior.prompts if prior else None,
+                "pictures": pictures_as_numbers(data),
+            },
+            folder=folder,
+            seed=seed,
+            after_step=after_step,
+        )
 
 
 def save_lora(pipe: StableDiffusionPipeline, folder: str | Path) -> None:
@@ -129,28 +156,48 @@ def save_lora(pipe: StableDiffusionPipeline, folder: str | Path) -> None:
     """
     from peft import get_peft_model_state_dict
 
-    if ADAPTER not in getattr(pipe.unet, "peft_config", {}):
+    if not _lora(pipe):
         raise ValueError('this U-Net has learnt no LoRA; finetune_subject(..., method="lora")')
     layers = get_peft_model_state_dict(pipe.unet, adapter_name=ADAPTER)
     pipe.save_lora_weights(folder, unet_lora_layers=layers)
 
 
-def _drawn(pipe: StableDiffusionPipeline, text: str, generator: torch.Generator | None) -> Tensor:
-    return text_to_image(pipe, text, generator=generator, **settings(pipe)).pixels
+def _lora(pipe: StableDiffusionPipeline) -> Any:
+    """Return the configuration of the LoRA that is learnt here, or None."""
+    return getattr(pipe.unet, "peft_config", {}).get(ADAPTER)
 
 
-def _thawed(pipe: StableDiffusionPipeline, method: str, rank: int) -> dict[str, nn.Parameter]:
-    """Return the U-Net's weights that shall learn, by name: its own, or those of a new LoRA."""
+def _drawn(
+    pipe: StableDiffusionPipeline, texts: list[str], generator: torch.Generator | None
+) -> list[Tensor]:
+    """Draw a picture for each text, as the model drew before it learnt the subject."""
+    call = {"generator": generator, **settings(pipe)}
+    active = pipe.unet.active_adapters() if _lora(pipe) else []
+    try:
+        if active:
+            pipe.unet.disable_adapters()
+        return [text_to_image(pipe, text, **call).pixels for text in texts]
+    finally:
+        if active:
+            pipe.unet.enable_adapters()
+
+
+def _to_learn(
+    pipe: StableDiffusionPipeline, method: str, rank: int, seed: int
+) -> dict[str, nn.Parameter]:
+    """Return what shall learn of the U-Net, by name: all its weights, or those of a LoRA."""
     unet = pipe.unet
     if method == "full":
-        unet.requires_grad_(True)
         return dict(unet.named_parameters())
-    from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    if ADAPTER not in getattr(unet, "peft_config", {}):  # else it learns on
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), ADAPTER)
-    for name, weight in unet.named_parameters():
-        weight.requires_grad_(f".{ADAPTER}." in name)
-    cast_training_params(unet)  # float32: half a precision loses small steps
-    return {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
+    if not _lora(pipe):  # else it learns on
+        before = list(getattr(unet, "peft_config", {}))
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
+        with random_state_kept(seed):
+            unet.add_adapter(config, ADAPTER)
+        unet.set_adapter([*before, ADAPTER])
+    learning = {name: weight for name, weight in unet.named_parameters() if f".{ADAPTER}." in name}
+    for weight in learning.values():
+        weight.data = weight.data.float()  # half a precision loses small steps
+    return learning

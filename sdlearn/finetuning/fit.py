@@ -6,10 +6,15 @@ the pipeline is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -31,53 +36,87 @@ SAVE_EVERY = 50  # Steps between checkpoints.
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Pictures as latents, (N, 4, h, w), and the token ids of their prompts, (N, 77)."""
+    """Pictures as latents, (N, 4, h, w), and what each of the N shows."""
 
     latents: Tensor
-    ids: Tensor
+    prompts: list[str]
+
+    def ids(self, pipe: StableDiffusionPipeline) -> Tensor:
+        """Return the prompts' tokens, (N, 77)."""
+        ids = torch.stack([tokenize(pipe, prompt).ids for prompt in self.prompts])
+        return ids.to(self.latents.device)
 
 
 def examples(
     pipe: StableDiffusionPipeline, images: Sequence[Picture], prompts: str | list[str]
 ) -> Examples:
-    """Encode pictures and their prompts, one for all or one for each.
+    """Encode pictures, with their prompts, one for all or one for each.
 
     Raises:
         ValueError, TypeError: no pictures, pictures of several sizes, or another number of prompts.
     """
-    if isinstance(images, (str, Path)) or not isinstance(images, Sequence) or not images:
-        raise ValueError(f"images must be a list of one picture or more, got {images!r}")
+    if isinstance(images, (str, Path, Tensor)) or not isinstance(images, Sequence) or not images:
+        raise ValueError(
+            f"images must be a list of one picture or more, got {type(images).__name__}; "
+            "of a tensor, pass pixels.split(1)"
+        )
     texts = checks.prompts(prompts)
     texts = texts * len(images) if isinstance(prompts, str) else texts
     if len(texts) != len(images):
         raise ValueError(f"got {len(texts)} prompts for {len(images)} images; one for all, or each")
     latents = [encode_image(pipe, image, sample=False) for image in images]
-    if len(sizes := {tuple(each.shape[1:]) for each in latents}) > 1:
-        raise ValueError(f"the images have several sizes, as latents {sizes}; crop them to one")
-    ids = torch.stack([tokenize(pipe, text).ids for text in texts])
-    return Examples(torch.cat(latents), ids.to(execution_device(pipe)))
+    sizes = {tuple(each.shape) for each in latents}
+    if len(sizes) > 1 or next(iter(sizes))[0] != 1:
+        raise ValueError(
+            f"each image must be one, and all of one size, got latents of {sorted(sizes)}; crop "
+            "them, and split a batch of pixels"
+        )
+    return Examples(torch.cat(latents), texts)
 
 
 def check_run(
-    steps: int, learning_rate: float, batch_size: int, generator: torch.Generator | None
-) -> int:
-    """Return the number of steps; refuse what ``fit`` cannot work with."""
-    checks.real("learning_rate", learning_rate, 0, remedy="1e-3 is a start")
+    pipe: StableDiffusionPipeline,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    generator: torch.Generator | None,
+) -> None:
+    """Refuse what ``fit`` cannot work with, before anything is changed."""
+    checks.pipeline(pipe)
+    checks.latents_alone(pipe)
+    checks.whole("steps", steps, 1, 10**7, "200 is a start")
     checks.whole("batch_size", batch_size, 1, 4096, "4 is usual")
+    if checks.real("learning_rate", learning_rate, 0, remedy="1e-3 is a start") == 0:
+        raise ValueError("learning_rate must be above 0, got 0; 1e-3 is a start")
+    if isinstance(generator, list):
+        raise TypeError("generator must be one torch.Generator, got a list")
     checks.generators(generator, 1)
-    return checks.whole("steps", steps, 1, 10**7, "200 is a start")
+    kind = pipe.scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f'prediction_type must be "epsilon" or "v_prediction", got {kind!r}')
 
 
 def noise_loss(
-    pipe: StableDiffusionPipeline, data: Examples, batch_size: int, generator: torch.Generator
+    pipe: StableDiffusionPipeline,
+    latents: Tensor,
+    ids: Tensor,
+    batch_size: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Ask the U-Net for the noise in some of the examples; the mean squared error, a scalar.
 
     Examples, noise and timesteps are drawn on the CPU. The answer that is wanted is the noise, or
     the velocity, as the scheduler's ``prediction_type`` says.
+
+    Args:
+        pipe: the pipeline.
+        latents: of all examples, (N, 4, h, w).
+        ids: their tokens, (N, 77).
+        batch_size: how many are drawn, with repetition.
+        generator: draws them.
     """
-    which = torch.randint(len(data.latents), (batch_size,), generator=generator)
-    latents, ids = data.latents[which], data.ids[which]
+    which = torch.randint(len(latents), (batch_size,), generator=generator)
+    latents, ids = latents[which], ids[which]
     count = pipe.scheduler.config.num_train_timesteps
     t = torch.randint(count, (batch_size,), generator=generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
@@ -112,8 +151,9 @@ def fit(
     *,
     steps: int,
     learning_rate: float,
+    about: dict[str, Any],
     folder: str | Path | None = None,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     after_step: AfterStep | None = None,
 ) -> list[float]:
     """Take so many steps of AdamW, the learning rate falling to 0 along a cosine.
@@ -124,46 +164,121 @@ def fit(
         loss: makes the loss of one batch, which it draws with the generator that it is given.
         steps: how many.
         learning_rate: the first and highest.
-        folder: for a checkpoint every 50 steps and when interrupted; what is there is gone on from.
-        generator: makes the run repeatable. Each step draws anew from it and its own number, so
-            that a run which was interrupted draws the same as one that was not.
+        about: what else tells this run from others, for the checkpoint.
+        folder: for a checkpoint every 50 steps and when interrupted; what is there is gone on from,
+            and from a finished run no step is left.
+        seed: each step draws with this and its own number, so that a run which was interrupted
+            draws the same as one that was not.
         after_step: called after each step with its number, from 1, and its loss.
 
     Returns:
         The loss of each step that was taken now.
+
+    Raises:
+        ValueError: the folder holds the checkpoint of another run.
     """
-    steps = check_run(steps, learning_rate, 1, generator)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    half = pipe.unet.dtype == torch.float16
-    device = execution_device(pipe)
-    accelerator = Accelerator(mixed_precision="fp16" if half else "no", cpu=device.type == "cpu")
-    learner = Learner(learning, loss)
+    accelerator = Accelerator(device_placement=False)  # Things lie where the pipeline's parts lie.
+    learner = Learner(learning, loss).requires_grad_(True)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=learning_rate, weight_decay=0.0)
     rate = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
-    accelerator.register_for_checkpointing(rate)
-    model, optimizer = accelerator.prepare(learner, optimizer)
+    # Half precision loses small gradients on their way through the frozen parts.
+    half = pipe.unet.dtype == torch.float16
+    scaler = torch.amp.GradScaler(execution_device(pipe).type, enabled=half)
+    accelerator.register_for_checkpointing(optimizer, rate)
+    model = accelerator.prepare(learner)
     progress, losses = Progress(), list[float]()
     if folder is not None:
-        progress = load_checkpoint(accelerator, Path(folder))
+        folder = Path(folder)
+        shapes = {name: list(weight.shape) for name, weight in learning.items()}
+        seed = _same_run(folder, {**about, "steps": steps, "learning": shapes}, seed)
+        with random_state_kept():
+            progress = load_checkpoint(accelerator, folder)
     saved = progress.step
+
     bar = pipe.progress_bar(range(progress.step, steps))
     try:
         for step in bar:
             ours = step * accelerator.num_processes + accelerator.process_index
             drawn = model(torch.Generator().manual_seed(seed + ours))
-            accelerator.backward(drawn)
-            optimizer.step()
+            accelerator.backward(scaler.scale(drawn))
+            scaler.step(optimizer)
+            scaler.update()
             rate.step()
             optimizer.zero_grad()
             losses.append(float(drawn.detach()))
             progress.count(losses[-1])
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
             if folder is not None and progress.step - saved >= SAVE_EVERY:
-                save_checkpoint(accelerator, Path(folder), progress)
+                save_checkpoint(accelerator, folder, progress)
                 saved = progress.step
             if after_step:
                 after_step(progress.step, losses[-1])
     finally:  # also when interrupted: what was learnt so far is not lost
+        learner.zero_grad()
         if folder is not None and progress.step > saved:
-            save_checkpoint(accelerator, Path(folder), progress)
+            save_checkpoint(accelerator, folder, progress)
     return losses
+
+
+def _same_run(folder: Path, about: dict[str, Any], seed: int) -> int:
+    """Return the seed of the run in a folder, or note this one there; refuse another run's."""
+    file = folder / "run.json"
+    if file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        other = [name for name, value in about.items() if not _alike(there.get(name), value)]
+        if other:
+            raise ValueError(
+                f"{str(folder)!r} holds the checkpoint of a run with other {', '.join(other)}; "
+                "delete it, or name another folder"
+            )
+        return there["seed"]
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**about, "seed": seed}), encoding="utf-8")
+    return seed
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are equal, numbers but for their last digits: machines differ in those."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) < 1e-3
+    return one == other
+
+
+@contextmanager
+def frozen(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """Let no weight learn but those that are thawed in the block; then all is as it was."""
+    parts = (pipe.unet, pipe.text_encoder, pipe.vae)
+    before = {weight: weight.requires_grad for part in parts for weight in part.parameters()}
+    for weight in before:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in (weight for part in parts for weight in part.parameters()):
+            weight.requires_grad_(before.get(weight, False))
+
+
+@contextmanager
+def random_state_kept(seed: int | None = None) -> Iterator[None]:
+    """Put the global random generators back after the block; inside, torch's begins with a seed."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def seed_from(generator: torch.Generator | None) -> int:
+    """Draw a seed, from the global generator if there is no other."""
+    return int(torch.randint(2**31, (), generator=generator))
+
+
+def pictures_as_numbers(data: Examples) -> list[float]:
+    """Return the mean of each picture's latents: enough to tell one set of pictures from others."""
+    return data.latents.float().mean((1, 2, 3)).tolist()

@@ -8,6 +8,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
 
+from sdlearn import checks
 from sdlearn.images import open_image
 from sdlearn.unet import latent_size
 
@@ -40,12 +41,16 @@ def pictures_in(
         if path.suffix.lower() not in FORMATS:
             continue
         try:
-            image = ImageOps.exif_transpose(open_image(path)).convert("RGB")
+            image = ImageOps.exif_transpose(open_image(path)).convert("RGBA")
         except ValueError as error:
             print(f"sdlearn: left out: {error}")
             continue
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
         found.append(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
-        texts.append(captions.get(path.name))
+        texts.append(captions.pop(path.name, None))
+    for name in captions:
+        print(f"sdlearn: {CAPTIONS} names {name!r}, of which there is no picture")
     if not found:
         raise ValueError(f"no picture in {str(folder)!r}; it takes {', '.join(FORMATS)}")
     return found, texts
@@ -56,9 +61,11 @@ def _captions(file: Path) -> dict[str, str]:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     captions = {}
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
-            captions[entry["file_name"]] = entry["text"]
+            captions[entry["file_name"]] = checks.prompts([entry["text"]], "text")[0]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"line {number} of {str(file)!r} is not like "

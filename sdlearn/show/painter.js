@@ -54,8 +54,12 @@ function render({ model, el }) {
     said.textContent = `${painted.size} of ${rows * columns} places painted`;
   }
 
-  function paint(rub) {
+  function mark(rub) {
     for (const place of underBrush()) rub ? painted.delete(place) : painted.add(place);
+  }
+
+  function paint(rub) {
+    mark(rub);
     draw();
   }
 
@@ -64,24 +68,38 @@ function render({ model, el }) {
     model.save_changes();
   }
 
-  function follow(event) {
+  function under(event) {
     const box = canvas.getBoundingClientRect();
-    brush.column = Math.floor(((event.clientX - box.left) / box.width) * columns);
-    brush.row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+    return [
+      Math.floor(((event.clientY - box.top) / box.height) * rows),
+      Math.floor(((event.clientX - box.left) / box.width) * columns),
+    ];
   }
 
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
     canvas.setPointerCapture(event.pointerId);
-    follow(event);
+    [brush.row, brush.column] = under(event);
     paint(rubber.checked);
   });
   canvas.addEventListener("pointermove", (event) => {
-    follow(event);
-    event.buttons ? paint(rubber.checked) : draw();
+    const [row, column] = under(event);
+    const from = [brush.row, brush.column];
+    // A quick hand moves by several places from one event to the next.
+    const far = Math.max(Math.abs(row - from[0]), Math.abs(column - from[1]));
+    const count = event.buttons & 1 ? far : 0;
+    for (let i = 1; i <= count; i++) {
+      brush.row = Math.round(from[0] + ((row - from[0]) * i) / count);
+      brush.column = Math.round(from[1] + ((column - from[1]) * i) / count);
+      mark(rubber.checked);
+    }
+    [brush.row, brush.column] = [row, column];
+    draw();
   });
   canvas.addEventListener("pointerup", send);
   canvas.addEventListener("pointercancel", send);
   canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // The browser's own.
     const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
     if (event.key in moves) {
       brush.row = Math.min(rows - 1, Math.max(0, brush.row + moves[event.key][0]));

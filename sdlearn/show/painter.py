@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import torch
@@ -47,6 +48,14 @@ class MaskPainter(anywidget.AnyWidget):
         size = (self.columns * self._factor, self.rows * self._factor)
         return grid.resize(size, Image.Resampling.NEAREST)
 
+    @traitlets.validate("painted")
+    def _within(self, proposal: Any) -> list[int]:
+        count = self.rows * self.columns
+        outside = [place for place in proposal["value"] if not 0 <= place < count]
+        if outside:
+            raise traitlets.TraitError(f"places are 0 to {count - 1}, got {outside}")
+        return sorted(set(proposal["value"]))
+
     def __repr__(self) -> str:
         return f"MaskPainter of {self.rows} × {self.columns} places, {len(self.painted)} painted"
 
@@ -59,8 +68,10 @@ def mask_painter(image: Image.Image, factor: int = 8) -> MaskPainter:
         factor: pixels to a place of the latents, ``pipe.vae_scale_factor``.
 
     Raises:
-        ValueError: a size of which no whole places can be made.
+        ValueError, TypeError: no picture, or a size of which no whole places can be made.
     """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"expected a picture, got {type(image).__name__}; sdlearn.to_pil makes one")
     if image.width % factor or image.height % factor:
         raise ValueError(f"the picture is {image.size}; its sides must be multiples of {factor}")
     return MaskPainter(image, factor)
