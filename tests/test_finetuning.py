@@ -363,7 +363,7 @@ def test_the_command_teaches_a_word_and_a_subject(picture_folder, folder, loaded
     sys.platform == "win32", reason="torch.distributed does not start there: PyTorch issue 139990"
 )
 def test_two_processes_learn_one_word(picture_folder, folder, tmp_path):
-    """Each has other batches, and both end with the same word."""
+    """They learn it together, and one of them writes it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["-m", "sdlearn.finetuning", "word", str(picture_folder), "<toy>", "cat"]
     command += ["--model", str(folder), "--out", str(tmp_path / "out"), "--steps", "2"]

@@ -46,13 +46,13 @@ def parser() -> argparse.ArgumentParser:
 def learn(args: argparse.Namespace) -> None:
     """Learn what is asked for, and write it."""
     import torch
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
     from sdlearn import finetune_subject, learn_token, load
     from sdlearn.finetuning import save_lora, save_token
     from sdlearn.finetuning.pictures import pictures_in
 
-    state = PartialState()
+    state = Accelerator()
     pipe = load(args.model, device=state.device if state.num_processes > 1 else None)
     images, texts = pictures_in(pipe, args.pictures)
     usual = args.prompt or (f"a photo of {args.placeholder}" if args.kind == "word" else None)
