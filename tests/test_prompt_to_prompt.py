@@ -44,6 +44,7 @@ def test_an_unchanged_prompt_takes_each_token_from_itself(random_pipe):
         ("a cat sat", "a stegosaurus sat", {1: [1], 2: [2], 3: [2], 4: [2], 5: [3]}, []),
         ("a stegosaurus sat", "a cat sat", {1: [1], 2: [2, 3, 4], 3: [5]}, [5, 6]),
         ("a red cat", "a dog", {1: [1], 2: [2, 3], 3: [4], 5: [5]}, [4]),
+        ("an owl", "a purple owl", {1: [1], 3: [2], 4: [3]}, [2]),
         ("", "cat", {2: [1], 3: [3]}, [1]),
     ],
 )

@@ -59,10 +59,11 @@ def align(pipe: StableDiffusionPipeline, source: str, target: str) -> tuple[Tens
     return taken, own
 
 
-def _words(
-    pipe: StableDiffusionPipeline, ids: list[int]
-) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Return the words among 77 token ids, with the positions of each; also start and end."""
+def _words(pipe: StableDiffusionPipeline, ids: list[int]) -> list[tuple[str, list[int]]]:
+    """Return the words among 77 token ids, with the positions of each; also start and end.
+
+    "an" counts as "a", so that it does not matter which word comes after it.
+    """
     learnt = {*pipe.tokenizer.get_added_vocab().values()}  # also start and end: without a </w>
     pieces = pipe.tokenizer.convert_ids_to_tokens(ids)
     words, word = [], list[int]()
@@ -71,7 +72,8 @@ def _words(
         if position + 1 < len(pieces) and _goes_on(pieces[word[0]], pieces[position + 1]):
             continue
         if piece.endswith("</w>") or ids[position] in learnt or position == len(ids) - 1:
-            words.append((tuple(ids[p] for p in word), word))
+            whole = "".join(pieces[p] for p in word)
+            words.append(("a</w>" if whole == "an</w>" else whole, word))
             word = []
             if position and ids[position] == pipe.tokenizer.eos_token_id:
                 break  # the rest is padding
