@@ -80,7 +80,7 @@ def finetune_subject(
         batch_size: examples a step, and as many of the class's.
         learning_rate: see ``fit``; by default 1e-3 for "lora", 1e-5 for "full".
         folder: see ``fit``.
-        generator: makes the run repeatable; draws the class's pictures first.
+        generator: makes the run repeatable, and draws the class's pictures.
         after_step: see ``fit``.
 
     Returns:
@@ -109,10 +109,10 @@ def finetune_subject(
     if method == "lora" and lora and lora.r != rank:
         raise ValueError(f"this U-Net has a LoRA of rank {lora.r}, got rank={rank}; unload it")
     data, prior = examples(pipe, images, prompt), None
+    seed = seed_from(generator)  # first, so that it is the same with a class and without
     if class_prompt is not None:
         texts = checks.prompts(class_prompt, "class_prompt") * class_images
         prior = examples(pipe, _drawn(pipe, texts, generator), texts)
-    seed = seed_from(generator)
 
     word: Any = nullcontext()
     if placeholder is not None and initializer is not None:
