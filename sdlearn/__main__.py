@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,27 @@ def main(arguments: list[str] | None = None) -> int:
         help="only say what this computer has (for bug reports)",
     )
     args = parser.parse_args(arguments)
-    try:
-        if args.environment:
-            from sdlearn.show import environment
+    return exit_status(lambda: say_environment() if args.environment else draw_to_files(args))
 
-            print(environment())
-        else:
-            draw_to_files(args)
+
+def exit_status(command: Callable[[], None], stopped: str = "stopped") -> int:
+    """Run a command; return its exit status, and say in one line why it is not 0."""
+    try:
+        command()
     except KeyboardInterrupt:
-        print("sdlearn: stopped", file=sys.stderr)
+        print(f"sdlearn: {stopped}", file=sys.stderr)
         return 130
     except Exception as error:
         print(f"sdlearn: {reason(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def say_environment() -> None:
+    """Print what this computer has."""
+    from sdlearn.show import environment
+
+    print(environment())
 
 
 def draw_to_files(args: argparse.Namespace) -> None:

@@ -138,7 +138,7 @@ def latents(pipe: StableDiffusionPipeline, value: Any, name: str = "latents") ->
 
 def joined(pipe: StableDiffusionPipeline, latents: Tensor, value: Tensor | None) -> None:
     """Refuse all but what this U-Net reads beside latents: most read nothing else."""
-    more = pipe.unet.config.in_channels - latents.shape[1]
+    more = further_channels(pipe)
     wanted = (len(latents), more, *latents.shape[2:]) if more else None
     got = None if value is None else tuple(value.shape)
     if got != wanted:
@@ -148,9 +148,14 @@ def joined(pipe: StableDiffusionPipeline, latents: Tensor, value: Tensor | None)
         )
 
 
+def further_channels(pipe: StableDiffusionPipeline) -> int:
+    """Return how many channels the U-Net reads beside the latents: 5 if it is for inpainting."""
+    return pipe.unet.config.in_channels - pipe.vae.config.latent_channels
+
+
 def latents_alone(pipe: StableDiffusionPipeline) -> None:
     """Refuse a U-Net that reads more than latents, where there is nothing else to give it."""
-    more = pipe.unet.config.in_channels - pipe.vae.config.latent_channels
+    more = further_channels(pipe)
     if more:
         raise ValueError(
             f"this U-Net reads {more} channels beside the latents, as one for inpainting does; "

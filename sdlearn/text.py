@@ -62,8 +62,8 @@ def tokenize(pipe: StableDiffusionPipeline, prompt: str) -> Tokens:
     for positions in places.values():
         start, end = whole.offset_mapping[positions[0]][0], whole.offset_mapping[positions[-1]][1]
         word = text[start:end]
-        first, _, number = word.rpartition("_")  # "<toy>_1" is the second vector of "<toy>"
-        further = number.isdigit() and {word, first} <= learnt.keys()
+        first = first_of(word)
+        further = {word, first} <= learnt.keys()
         word = first if further else word
         kept = [p for p in positions if p < limit - 1]  # the last place is the end token's
         if kept:
@@ -72,6 +72,12 @@ def tokenize(pipe: StableDiffusionPipeline, prompt: str) -> Tokens:
             truncated.append(word)
     pieces = tuple(pipe.tokenizer.convert_ids_to_tokens(ids))
     return Tokens(torch.tensor(ids), pieces, words, tuple(truncated))
+
+
+def first_of(piece: str) -> str:
+    """Return "<toy>" for "<toy>_1", the second vector of a learnt word; "" for any other piece."""
+    first, _, number = piece.rpartition("_")
+    return first if number.isdigit() else ""
 
 
 def find_word(pipe: StableDiffusionPipeline, ids: Tensor, word: str) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from sdlearn.text import tokenize
+from sdlearn.text import first_of, tokenize
 
 
 def align(pipe: StableDiffusionPipeline, source: str, target: str) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def _words(pipe: StableDiffusionPipeline, ids: list[int]) -> list[tuple[str, lis
     words, word = [], list[int]()
     for position, piece in enumerate(pieces):
         word.append(position)
-        if position + 1 < len(pieces) and _goes_on(pieces[word[0]], pieces[position + 1]):
+        if position + 1 < len(pieces) and first_of(pieces[position + 1]) == pieces[word[0]]:
             continue
         if piece.endswith("</w>") or ids[position] in learnt or position == len(ids) - 1:
             whole = "".join(pieces[p] for p in word)
@@ -78,12 +78,6 @@ def _words(pipe: StableDiffusionPipeline, ids: list[int]) -> list[tuple[str, lis
             if position and ids[position] == pipe.tokenizer.eos_token_id:
                 break  # the rest is padding
     return words
-
-
-def _goes_on(first: str, following: str) -> bool:
-    """Whether a piece is a further vector of a learnt word: "<toy>_1" after "<toy>"."""
-    name, _, number = following.rpartition("_")
-    return name == first and number.isdigit()
 
 
 @dataclass(eq=False)
@@ -110,18 +104,18 @@ class Edit:
 
     def cross(self, probabilities: Tensor) -> Tensor:
         """Edit maps (rows, heads, h*w, 77): the target's from the source's."""
-        _, source, target = self._parts(probabilities)
+        source, target = self._pair(probabilities)
         taken, own, weight = (each.to(target) for each in (self.taken, self.own, self.weight))
         edited = source @ taken[:, None] + target * own[:, None, None]
         return self._with_target(probabilities, edited * weight[:, None, None])
 
     def self_(self, probabilities: Tensor) -> Tensor:
         """Edit maps (rows, heads, h*w, h*w): the target's are the source's."""
-        return self._with_target(probabilities, self._parts(probabilities)[1])
+        return self._with_target(probabilities, self._pair(probabilities)[0])
 
-    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _pair(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         count = len(self.taken)
-        return rows[: -2 * count], rows[-2 * count : -count], rows[-count:]
+        return rows[-2 * count : -count], rows[-count:]
 
     def _with_target(self, rows: Tensor, target: Tensor) -> Tensor:
         return torch.cat([rows[: -len(self.taken)], target])

@@ -23,7 +23,7 @@ from torch import Tensor
 from sdlearn import checks
 from sdlearn.attention import capture_attention
 from sdlearn.editing.sdedit import Picture, drawn_latents, noised, pixels_for, steps_left_out
-from sdlearn.images import open_image
+from sdlearn.images import open_image, to_tensor
 from sdlearn.latents import encode_tensor
 from sdlearn.noise import add_noise
 from sdlearn.pipeline import execution_device
@@ -89,14 +89,13 @@ def inpaint(
     if isinstance(mask, Path) or (isinstance(mask, str) and mask.lower().endswith(FORMATS)):
         mask = open_image(mask)
     if isinstance(mask, str):
-        mask = word_mask(pipe, image, mask, mask_prompt)
+        mask = _where_read(pipe, pixels, mask, mask_prompt)
     elif mask_prompt is not None:
         raise ValueError(f"mask_prompt={mask_prompt!r} needs a word of it as the mask")
-    covered = mask_tensor(pipe, mask, height, width).to(
-        pixels.device
-    )  # (1, 1, H, W), 1 where to paint
+    covered = mask_tensor(pipe, mask, height, width)  # (1, 1, H, W), 1 where to paint
+    covered = covered.to(pixels.device)
 
-    joins = pipe.unet.config.in_channels > pipe.vae.config.latent_channels
+    joins = checks.further_channels(pipe) > 0
     if not joins or left_out:  # diffusers' order of draws
         clean = drawn_latents(pipe, pixels, generator)  # (1 or B, 4, h, w)
         clean = clean.repeat(count // len(clean), 1, 1, 1)
@@ -158,14 +157,26 @@ def word_mask(
         ValueError, TypeError: more pictures than one, or a word that the prompt has not.
     """
     checks.pipeline(pipe)
+    return _where_read(pipe, to_tensor(pipe, image), word, prompt)
+
+
+def _where_read(
+    pipe: StableDiffusionPipeline, pixels: Tensor, word: str, prompt: str | None
+) -> Tensor:
+    """Do what ``word_mask`` does, for pixels as the VAE takes them, (1, 3, H, W) in [-1, 1]."""
+    if len(pixels) != 1:
+        raise ValueError(
+            f"got {len(pixels)} pictures; a word finds its thing in one, call for each"
+        )
     prompt = word if prompt is None else prompt
     places = find_word(pipe, tokenize(pipe, prompt).ids, word)
-    clean = encode_tensor(pipe, pixels_for(pipe, image, 1), sample=False)
+    clean = encode_tensor(pipe, pixels, sample=False)
     clean = clean.repeat(LOOKS, 1, 1, 1)  # (LOOKS, 4, h, w)
     seeded = torch.Generator().manual_seed(0)  # of its own: the same mask every time
     noise = randn_tensor(clean.shape, seeded, device=clean.device, dtype=clean.dtype)
-    more = pipe.unet.config.in_channels - clean.shape[1]
-    joined = torch.cat([torch.zeros_like(clean[:, :1]), clean], dim=1) if more else None
+    joined = None
+    if checks.further_channels(pipe):
+        joined = torch.cat([torch.zeros_like(clean[:, :1]), clean], dim=1)  # nothing is masked
     embeds = encode_prompt(pipe, [prompt] * LOOKS)
     # A capture around the whole, of the picture that is drawn, is not to see this.
     with assigned(aside, object()), capture_attention(pipe) as maps:

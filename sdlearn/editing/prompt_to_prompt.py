@@ -105,14 +105,6 @@ def edit_prompt(
     )
     edit = Edit(*_aligned(pipe, sources, targets), _weights(pipe, targets, reweight or {}), *held)
     areas = _blend_areas(pipe, sources, targets, blend)
-    if latents is not None:
-        checks.latents(pipe, latents)
-        if len(latents) != count or height is not None or width is not None:
-            size = f"height={height}, width={width}"
-            raise ValueError(
-                f"got {len(latents)} latents for {count} pairs of prompts, and {size}; "
-                "pass latents for each pair, which have their size, or none"
-            )
     if latents is None:
         start = initial_latents(
             pipe,
@@ -123,6 +115,13 @@ def edit_prompt(
             generator=each,
         )  # (B, 4, h, w)
     else:
+        checks.latents(pipe, latents)
+        if len(latents) != count or height is not None or width is not None:
+            size = f"height={height}, width={width}"
+            raise ValueError(
+                f"got {len(latents)} latents for {count} pairs of prompts, and {size}; "
+                "pass latents for each pair, which have their size, or none"
+            )
         start = latents.to(execution_device(pipe), pipe.unet.dtype) * scheduler.init_noise_sigma
 
     embeds = encode_prompt(pipe, sources + targets, negatives * 2)  # (4B, 77, D)

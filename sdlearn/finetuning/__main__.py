@@ -15,7 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from sdlearn.__main__ import reason
+from sdlearn.__main__ import exit_status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,15 +90,7 @@ def learn(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parser().parse_args(arguments)
-    try:
-        learn(args)
-    except KeyboardInterrupt:
-        print("sdlearn: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(f"sdlearn: {reason(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: learn(args), "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -103,8 +103,10 @@ def finetune_subject(
         )
     if (placeholder is None) != (initializer is None):
         raise ValueError("placeholder and initializer belong together; give both, or neither")
+    word: Any = nullcontext()
     if placeholder is not None and initializer is not None:
         check_word(pipe, placeholder, initializer, prompt)
+        word = added_token(pipe, placeholder, initializer)  # once it is entered, below
     lora = _lora(pipe)
     if method == "lora" and lora and lora.r != rank:
         raise ValueError(f"this U-Net has a LoRA of rank {lora.r}, got rank={rank}; unload it")
@@ -114,9 +116,6 @@ def finetune_subject(
         texts = checks.prompts(class_prompt, "class_prompt") * class_images
         prior = examples(pipe, _drawn(pipe, texts, generator), texts)
 
-    word: Any = nullcontext()
-    if placeholder is not None and initializer is not None:
-        word = added_token(pipe, placeholder, initializer)
     with frozen(pipe), word as row:
         learning = _to_learn(pipe, method, rank, seed)
         if row is not None:
