@@ -5,9 +5,10 @@ subjects) and ``unet-single`` (one thing), ``places`` (the text encoder learns w
 from captions alone), ``unet-pairs`` (two things, at timesteps at which noise hides which is where),
 ``unet-all`` (everything), ``clip-again`` (both encoders, since the text encoder has changed),
 ``judge`` (which measures the result), ``decoder`` (sharper pictures), ``pack`` (write the diffusers
-folder). What is trained lies in ``--folder``/model, each part under its name in the pipeline. Each
-goes on from its last checkpoint under ``--folder`` when there is one; a part whose minutes or steps
-are spent is done.
+folder). Beside them, for a finished model: ``few-steps`` (a LoRA that draws in one to four steps)
+and ``edges`` (a ControlNet). What is trained lies in ``--folder``/model, each part under its name
+in the pipeline. Each goes on from its last checkpoint under ``--folder`` when there is one; a part
+whose minutes or steps are spent is done.
 
 With ``--data pictures/``, a folder of pictures whose captions stand in its ``metadata.jsonl``, the
 parts are ``vae``, ``clip``, ``unet-all`` and ``pack``.
@@ -36,7 +37,7 @@ from sdlearn.__main__ import exit_status
 from sdlearn.images import psnr, ssim
 from sdlearn.postcards import judge
 from sdlearn.postcards.data import JudgedPictures, MaskedPostcards, Postcards
-from sdlearn.training import clip, decoder, places, unet, vae
+from sdlearn.training import clip, control, decoder, distillation, places, unet, vae
 from sdlearn.training.loop import Options, train
 from sdlearn.training.model import POSTCARDS, new_pipeline, pack
 from sdlearn.training.pictures import Pictures
@@ -98,6 +99,19 @@ def train_judge(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: An
     save_file(weights, args.folder / judge.WEIGHTS.name)
 
 
+def train_few_steps(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Distil the model into a LoRA, and write it."""
+    data = Postcards(args.pictures)
+    distillation.distil(pipe, unet.Latents(unet.encode_pictures(pipe, data), data), **how)
+    distillation.save_few_steps(pipe, args.folder / "few-steps")
+
+
+def train_edges(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Train a ControlNet for the model, and write it."""
+    net = control.train_control(pipe, control.EdgePostcards(pipe, args.pictures), **how)
+    control.save_edges(net, args.folder / "edges")
+
+
 class Part(NamedTuple):
     """One part of the training.
 
@@ -125,6 +139,10 @@ PARTS = {
     "clip-again": Part(partial(train_clip, held=True), 15, ENCODERS),
     "judge": Part(train_judge, 15, ()),
     "decoder": Part(train_decoder, 120, ()),  # of a VAE that is there
+}
+BESIDE = {
+    "few-steps": Part(train_few_steps, 60, ()),
+    "edges": Part(train_edges, 15, ()),
 }
 OF_ONES_OWN = ("vae", "clip", "unet-all")  # What any pictures with captions can teach.
 
@@ -185,7 +203,7 @@ def run_part(name: str, args: argparse.Namespace) -> None:
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", device_placement=False)
     set_seed(0, device_specific=True)
-    part = PARTS[name]
+    part = {**PARTS, **BESIDE}[name]
     pipe = assemble(args.folder, () if args.further else part.trains).to(accelerator.device)
     # One bar, and in a file a line a minute.
     slow = 0.1 if sys.stderr.isatty() else 60
@@ -215,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     minutes = ", ".join(f"{name} {part.minutes}" for name, part in PARTS.items())
-    command.add_argument("part", nargs="?", default="all", choices=("all", *PARTS, "pack"))
+    command.add_argument("part", nargs="?", default="all", choices=("all", *PARTS, *BESIDE, "pack"))
     command.add_argument("--folder", type=Path, default=Path("runs/postcards"))
     command.add_argument("--data", type=Path, help="a folder of pictures with metadata.jsonl")
     command.add_argument("--out", type=Path, help="where pack writes (the shipped model's folder)")
@@ -235,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
 def learn(args: argparse.Namespace) -> None:
     """Train what is asked for."""
     possible = OF_ONES_OWN if args.data else tuple(PARTS)
-    if args.part not in ("all", "pack", *possible):
+    if args.data and args.part not in ("all", "pack", *possible):
         raise ValueError(f"{args.part} needs postcards; from --data learn {', '.join(possible)}")
     for part in possible if args.part == "all" else (args.part,):
         if part != "pack":
