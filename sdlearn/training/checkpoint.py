@@ -29,9 +29,10 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
 
-    def count(self, loss: float) -> None:
-        """Count one step."""
+    def count(self, loss: float, seconds: float = 0.0) -> None:
+        """Count one step, and the seconds that it took."""
         self.step += 1
+        self.seconds += seconds
         self.recent.append(loss)
         if len(self.recent) == 100:
             self.losses.append(sum(self.recent) / 100)
