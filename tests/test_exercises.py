@@ -1,0 +1,222 @@
+"""Every exercise: the solution passes, and each known wrong answer fails with its own words."""
+
+import json
+from dataclasses import replace
+from pydoc import locate
+
+import exercises as book
+import nbformat
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from nbclient import NotebookClient
+
+import sdlearn.noise
+from sdlearn.exercises import NotYet, check, compare, exercise, predict, progress
+from sdlearn.exercises.catalogue import chapters
+from sdlearn.exercises.notes import seed_of
+
+ALL = [exercise(name) for names in chapters().values() for name in names]
+MISTAKES = [(one, mistake) for one in ALL for mistake in one.mistakes]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def freely(one):
+    """An exercise in which an answer may call anything, even the reference."""
+    return replace(one, out_of_reach=())
+
+
+@pytest.mark.parametrize(
+    ("one", "mistake"), MISTAKES, ids=lambda each: getattr(each, "name", None) or ""
+)
+def test_a_wrong_answer_is_told_what_is_wrong_with_it(one, mistake):
+    for seed in (0, 1, 2):
+        with pytest.raises(NotYet) as error:
+            freely(one).examine(mistake.answer, seed)
+        assert str(error.value) == mistake.words
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_an_exercise_knows_three_mistakes_and_where_to_begin(one):
+    def empty(*arguments):
+        raise NotImplementedError
+
+    assert len({mistake.words for mistake in one.mistakes}) == len(one.mistakes) >= 3
+    assert one.difficulty in (1, 2, 3) and one.minutes <= 60
+    with pytest.raises(NotYet, match="Begin here: "):
+        one.examine(empty)
+    with pytest.raises(NotYet, match="returns nothing"):
+        one.examine(lambda *arguments: None)
+    with pytest.raises(NotYet, match="without calling it"):
+        one.examine(1.0)
+    assert all(callable(locate(name)) for name in one.out_of_reach)
+
+
+def test_a_chapter_has_a_warm_up_an_idea_and_a_challenge():
+    for names in chapters().values():
+        assert len(names) >= 3
+        assert {exercise(name).difficulty for name in names} == {1, 2, 3}
+
+
+def cut(x, alpha_bar):
+    return alpha_bar.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def in_place(x_0, noise, alpha_bar):
+    a = cut(x_0, alpha_bar)
+    return x_0.mul_(a.sqrt()).add_((1 - a).sqrt() * noise)
+
+
+def by_the_library(x_0, noise, alpha_bar):
+    return add_noise(None, x_0, noise, torch.arange(len(x_0)))  # a name of the notebook's own
+
+
+def by_diffusers(x_0, noise, alpha_bar):
+    return DDPMScheduler().add_noise(x_0, noise, torch.arange(len(x_0)))
+
+
+def fails(x_0, noise, alpha_bar):
+    return x_0 @ noise[:, :, :2]
+
+
+def wrong_shape(x_0, noise, alpha_bar):
+    return (cut(x_0, alpha_bar).sqrt() * x_0)[0]
+
+
+def doubled(x_0, noise, alpha_bar):
+    return -2 * exercise("05.1").reference(x_0, noise, alpha_bar)
+
+
+def not_a_tensor(x_0, noise, alpha_bar):
+    return 3
+
+
+add_noise = sdlearn.noise.add_noise
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (in_place, "changes what it is given"),
+        (by_the_library, "calls sdlearn.noise.add_noise, which does the whole work"),
+        (by_diffusers, "calls diffusers.DDPMScheduler.add_noise"),
+        (fails, "case 1, .*tensor of 1 × 4 × 6 × 6.* ends in RuntimeError"),
+        (wrong_shape, "you return a tensor of 4 × 6 × 6, a tensor of 1 × 4 × 6 × 6 is wanted"),
+        (doubled, "-2 times too large"),
+        (not_a_tensor, "you return 3, a tensor of 1 × 4 × 6 × 6 is wanted"),
+    ],
+    ids=lambda each: getattr(each, "__name__", None),
+)  # fmt: skip
+def test_other_faults_are_named(answer, words):
+    one = exercise("05.1")
+    with pytest.raises(NotYet, match=words):
+        (freely(one) if answer is doubled else one).examine(answer)
+    assert add_noise is sdlearn.noise.add_noise  # put back
+
+
+def test_a_nearly_right_answer_hears_how_many_cases_are_right():
+    def for_small_batches(x_0, noise, alpha_bar):
+        right = exercise("05.1").reference(x_0, noise, alpha_bar)
+        return right if len(x_0) < 4 else right + 0.5
+
+    with pytest.raises(NotYet, match="3 of 4 cases are right. Case 3.*off by 0.5 in the mean"):
+        freely(exercise("05.1")).examine(for_small_batches)
+
+
+def test_what_is_passed_and_predicted_is_kept_in_one_small_file(tmp_path, capsys):
+    check("05.2", exercise("05.2").reference, student="Ada")
+    with pytest.raises(ValueError, match="first: what do you expect"):
+        compare("05.4", 0.5)
+    with pytest.raises(ValueError, match="a sentence"):
+        predict("05.4", 0.3, "so")
+    predict("05.4", 0.3, because="half of the noise is there")
+    predict("05.4", 0.9, because="I looked it up")
+    compare("05.4", 0.51)
+    said = capsys.readouterr().out
+    assert "05.2 passed" in said and "noted: 0.3, which you said first" in said
+    assert "you expected: 0.3, because half of the noise is there\nit is:        0.51" in said
+    assert json.loads((tmp_path / "progress.json").read_text())["passed"] == ["05.2"]
+    progress()
+    assert "chapter 05  ○●○" in capsys.readouterr().out
+    (tmp_path / "progress.json").write_text("torn")
+    progress()
+    assert "chapter 05  ○○○" in capsys.readouterr().out
+
+
+def test_neighbours_get_cases_of_their_own():
+    assert seed_of(None) == 0
+    assert seed_of("Ada") == seed_of(" ada ") != seed_of("Grace")
+    one, other = (exercise("05.2").cases(torch.Generator().manual_seed(seed_of(name)))
+                  for name in ("Ada", "Grace"))  # fmt: skip
+    assert [snr for _, snr in one] != [snr for _, snr in other]
+
+
+def test_an_unknown_name_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"chapter 05 has 05\.1, 05\.2, 05\.3"):
+        check("05.9", print)
+    with pytest.raises(ValueError, match="no exercises for '99.1'"):
+        check("99.1", print)
+
+
+SOURCES = sorted(book.SOURCES.glob("*.ipynb"))
+
+
+def sources():
+    """Each exercise's solution, and its empty stub, as code."""
+    for path in SOURCES:
+        current = ""
+        for cell in nbformat.read(path, as_version=4).cells:
+            kind, name = book.tag(cell)
+            current = name if kind == "exercise" else current
+            if kind == "answer":
+                yield current, "import torch\n" + cell.source
+
+
+def function_of(code):
+    space = {}
+    exec(code, space)
+    return [value for value in space.values() if callable(value) and value is not torch][-1]
+
+
+@pytest.mark.parametrize(("name", "code"), sources(), ids=lambda each: each[:5])
+def test_the_solution_passes_and_the_stub_does_not(name, code):
+    for seed in (0, 1, 2**32 - 1):
+        exercise(name).examine(function_of(book.solution_of(code)), seed)
+    with pytest.raises(NotYet, match="nothing is written yet"):
+        exercise(name).examine(function_of(book.SOLUTION.sub(book.EMPTY, code)))
+
+
+def test_every_exercise_has_its_place_in_a_source():
+    assert [name for name, _ in sources()] == [one.name for one in ALL]
+
+
+def test_the_committed_exercises_are_what_their_sources_make(capsys):
+    assert book.main(["--check"]) == 0, capsys.readouterr().out
+    assert {path.name for path in book.READERS.glob("*.ipynb")} == {path.name for path in SOURCES}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_source_runs_from_its_first_cell_to_its_last(path, tmp_path):
+    client = NotebookClient(
+        nbformat.read(path, as_version=4), timeout=120, kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )  # fmt: skip
+    client.execute()
+    notes = json.loads((tmp_path / "progress.json").read_text())
+    assert notes["passed"] == [name for name in chapters()[path.stem[:2]]]
+
+
+def test_the_class_edition_hides_its_tests_and_its_solutions_in_marks(tmp_path):
+    book.main(["--class", str(tmp_path), "--secret", "pi"])
+    for path in SOURCES:
+        made = nbformat.read(tmp_path / "source" / path.stem / path.name, as_version=4)
+        about = [cell.metadata["nbgrader"] for cell in made.cells if cell.metadata]
+        assert len({one["grade_id"] for one in about}) == len(about)
+        graded = [cell for cell in made.cells if cell.metadata.get("nbgrader", {}).get("points")]
+        hidden = [cell for cell in graded if "### BEGIN HIDDEN TESTS" in cell.source]
+        assert len(hidden) == len(chapters()[path.stem[:2]])
+        assert all("student='pi" in cell.source for cell in hidden)
