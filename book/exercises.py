@@ -106,9 +106,11 @@ def class_edition(source: NotebookNode, secret: str) -> NotebookNode:
     notebook = nbformat.from_dict(source)
     notebook.cells = [cell for cell in notebook.cells if tag(cell)[0] != "solution"]
     current = ""
+    hints = 0
     for number, cell in enumerate(notebook.cells):
         kind, name = tag(cell)
         current = name or current
+        hints = hints + 1 if kind == "hint" else 0
         about: dict[str, Any] = {"grade": False, "solution": False, "locked": True, "task": False}
         if kind in ("answer", "prediction"):
             about |= {"solution": True, "locked": False}
@@ -119,9 +121,15 @@ def class_edition(source: NotebookNode, secret: str) -> NotebookNode:
             about |= {"grade": True, "points": exercise(current).points}
             again = cell.source.replace(")", f", student={secret + current!r})")
             cell.source += f"\n### BEGIN HIDDEN TESTS\n{again}\n### END HIDDEN TESTS"
+        elif kind == "hint":
+            cell.source = folded(f"Hint {hints}", cell.source)
         if kind == "exercise":
             cell.source = heading(name) + cell.source
-        about |= {"schema_version": 3, "grade_id": f"{current or 'head'}-{kind or 'text'}-{number}"}
+        elif kind == "prediction":
+            call = f'predict("{current}", ..., because="a sentence")'
+            cell.source = f"# {call}, with what you expect\n{cell.source}"
+        place = f"{current or 'head'}-{kind or 'text'}-{number}"
+        about |= {"schema_version": 3, "grade_id": place.replace(".", "-")}
         cell.metadata = nbformat.from_dict({"nbgrader": about})
     begin(notebook)
     return notebook

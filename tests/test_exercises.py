@@ -1,6 +1,8 @@
 """Every exercise: the solution passes, and each known wrong answer fails with its own words."""
 
+import csv
 import json
+import zipfile
 from dataclasses import replace
 from pydoc import locate
 
@@ -13,6 +15,7 @@ from nbclient import NotebookClient
 
 import sdlearn.noise
 from sdlearn.exercises import NotYet, check, compare, exercise, predict, progress
+from sdlearn.exercises.__main__ import main
 from sdlearn.exercises.catalogue import chapters
 from sdlearn.exercises.notes import seed_of
 
@@ -220,3 +223,38 @@ def test_the_class_edition_hides_its_tests_and_its_solutions_in_marks(tmp_path):
         hidden = [cell for cell in graded if "### BEGIN HIDDEN TESTS" in cell.source]
         assert len(hidden) == len(chapters()[path.stem[:2]])
         assert all("student='pi" in cell.source for cell in hidden)
+
+
+def handed_in(answers):
+    """A class's notebook of chapter 05, with these answers in it."""
+    notebook = nbformat.read(book.READERS / "05-forward-noising.ipynb", as_version=4)
+    empty = [c for c in notebook.cells if "raise NotImplementedError" in c.source]
+    for cell, answer in zip(empty, answers):
+        cell.source = answer or cell.source
+    return nbformat.writes(notebook)
+
+
+def test_a_zip_of_notebooks_is_graded_each_in_a_process_of_its_own(tmp_path, capsys):
+    right = [book.solution_of(code) for name, code in sources() if name.startswith("05")]
+    wrong = [right[0].replace("(1 - a).sqrt()", "(1 - a)"), *right[1:]]
+    stuck = ["while True: pass"]
+    online = ["import urllib.request as u\nu.urlopen('http://127.0.0.1:9')\n" + right[0]]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name, answers in {"ada": right, "bob": wrong, "cyd": [], "../eve": online}.items():
+            archive.writestr(f"{name}.ipynb", handed_in(answers))
+        archive.writestr("dan.ipynb", "torn")
+    out = tmp_path / "grades"
+    assert main(["grade", str(tmp_path / "all.zip"), "--out", str(out), "--secret", "pi"]) == 0
+    table = list(csv.DictReader((out / "grades.csv").open(encoding="utf-8")))
+    assert {row["notebook"]: row["points"] for row in table} == {
+        "ada": "3", "bob": "2", "cyd": "0", "dan": "0", "../eve": "0",
+    }  # fmt: skip
+    assert "lacks its root" in (out / "bob.html").read_text(encoding="utf-8")
+    assert "nothing is written yet" in (out / "cyd.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "eve.html").exists() and (out / "..-eve.html").exists()
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "fay.ipynb").write_text(handed_in(stuck), encoding="utf-8")
+    main(["grade", str(tmp_path / "slow"), "--out", str(out), "--seconds", "8"])
+    assert "stopped after 8 seconds" in (out / "fay.html").read_text(encoding="utf-8")
+    assert main(["grade", str(tmp_path / "none")]) == 2
+    assert "neither a folder nor a zip" in capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""``python -m sdlearn.exercises``: how far you are; ``… grade all.zip``: a class's notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sdlearn.__main__ import exit_status
+from sdlearn.exercises.grading import SECONDS, grade
+from sdlearn.exercises.notes import progress
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    command = argparse.ArgumentParser(prog="python -m sdlearn.exercises", description=__doc__)
+    kinds = command.add_subparsers(dest="kind")
+    grading = kinds.add_parser("grade", help="grade notebooks, each in a process of its own")
+    grading.add_argument("notebooks", type=Path, help="a zip file or a folder")
+    grading.add_argument("--out", type=Path, default=Path("grades"), help="a folder (grades)")
+    grading.add_argument("--secret", default="", help="a word that further cases are drawn from")
+    grading.add_argument("--seconds", type=float, default=SECONDS, help=f"for each ({SECONDS})")
+    args = command.parse_args(arguments)
+    if args.kind is None:
+        return exit_status(progress)
+    return exit_status(lambda: grade(args.notebooks, args.out, args.secret, args.seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
