@@ -14,8 +14,9 @@ from diffusers import DDPMScheduler
 from nbclient import NotebookClient
 
 import sdlearn.noise
-from sdlearn.exercises import NotYet, check, compare, exercise, predict, progress
+from sdlearn.exercises import NotYet, check, compare, exercise, predict, progress, quiz
 from sdlearn.exercises.__main__ import main
+from sdlearn.exercises.asking import questions
 from sdlearn.exercises.catalogue import chapters
 from sdlearn.exercises.notes import seed_of
 
@@ -258,3 +259,30 @@ def test_a_zip_of_notebooks_is_graded_each_in_a_process_of_its_own(tmp_path, cap
     assert "stopped after 8 seconds" in (out / "fay.html").read_text(encoding="utf-8")
     assert main(["grade", str(tmp_path / "none")]) == 2
     assert "neither a folder nor a zip" in capsys.readouterr().err
+
+
+QUIZZES = sorted(path.name[:2] for path in (book.SOURCES.parents[1] / "sdlearn").rglob("??.json"))
+
+
+@pytest.mark.parametrize("chapter", QUIZZES)
+def test_every_answer_of_a_quiz_explains_itself(chapter):
+    asked = questions(chapter)
+    assert len({question["question"] for question in asked}) == len(asked) == 5
+    for question in asked:
+        assert set(question) == {"question", "type", "answers"}
+        answers = question["answers"]
+        assert [one["correct"] for one in answers].count(True) == 1
+        assert len({one["answer"] for one in answers}) == len(answers) >= 3
+        assert all(len(one["feedback"].split()) >= 6 for one in answers)
+    places = [[one["correct"] for one in question["answers"]].index(True) for question in asked]
+    assert len(set(places)) >= 3, "the right answer is always in the same places"
+    longest = [max(question["answers"], key=lambda one: len(one["answer"]))["correct"]
+               for question in asked]  # fmt: skip
+    assert sum(longest) <= 3, "the longest answer is the right one too often"
+
+
+def test_quizzes_are_shown_and_missing_ones_are_named(capsys):
+    assert set(QUIZZES) == set(chapters())
+    quiz("05")
+    with pytest.raises(ValueError, match="no quiz for '99'"):
+        quiz("99")

@@ -1,3 +1,4 @@
+from .asking import quiz as quiz
 from .catalogue import check as check
 from .catalogue import exercise as exercise
 from .examination import Exercise as Exercise
