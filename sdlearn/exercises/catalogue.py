@@ -51,4 +51,4 @@ def check(name: str, answer: Callable[..., Any], student: str | None = None) -> 
     one = exercise(name)
     one.examine(answer, seed_of(student))
     note_passed(name)
-    print(f"{name} passed: {one.title}.")
+    print(f"{name} passed: {one.title}")
