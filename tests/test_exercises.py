@@ -177,7 +177,7 @@ def sources():
             kind, name = book.tag(cell)
             current = name if kind == "exercise" else current
             if kind == "answer":
-                yield current, "import torch\n" + cell.source
+                yield current, "from collections.abc import Callable\nimport torch\n" + cell.source
 
 
 def function_of(code):
