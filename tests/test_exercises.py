@@ -1,7 +1,10 @@
 """Every exercise: the solution passes, and each known wrong answer fails with its own words."""
 
+import copy
 import csv
 import json
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pydoc import locate
@@ -286,3 +289,45 @@ def test_quizzes_are_shown_and_missing_ones_are_named(capsys):
     quiz("05")
     with pytest.raises(ValueError, match="no quiz for '99'"):
         quiz("99")
+
+
+def nbgrader(course, *command):
+    """Run a command of nbgrader in a course's folder."""
+    call = [sys.executable, "-m", "nbgrader", *command]
+    subprocess.run(call, cwd=course, check=True, capture_output=True, timeout=300)
+
+
+def test_a_class_of_three_is_graded_by_nbgrader(tmp_path):
+    names = ("05-forward-noising", "08-the-scheduler-loop")
+    book.main(["--class", str(tmp_path), "--secret", "pi"])
+    (tmp_path / "nbgrader_config.py").write_text('c = get_config()\nc.CourseDirectory.course_id = "sd"')
+    for name in names:
+        nbgrader(tmp_path, "generate_assignment", name)
+        release = tmp_path / "release" / name / f"{name}.ipynb"
+        given, source = (nbformat.read(path, as_version=4)
+                         for path in (release, tmp_path / "source" / name / f"{name}.ipynb"))  # fmt: skip
+        assert "BEGIN" not in release.read_text(encoding="utf-8")
+        for who in ("ada", "bob", "cyd"):
+            handed_in = copy.deepcopy(given)
+            solved = [cell for cell in source.cells if "### BEGIN SOLUTION" in cell.source]
+            empty = [cell for cell in handed_in.cells if "YOUR CODE HERE" in cell.source]
+            for cell, solution in zip(empty, solved):
+                if who != "cyd":
+                    cell.source = solution.source
+            if who == "bob":  # a known mistake in the first exercise
+                old, new = ("(1 - a).sqrt()", "(1 - a)") if name[:2] == "05" else ("/ a**0.5", "/ a")
+                empty[0].source = empty[0].source.replace(old, new)
+            folder = tmp_path / "submitted" / who / name
+            folder.mkdir(parents=True)
+            nbformat.write(handed_in, folder / f"{name}.ipynb")
+        nbgrader(tmp_path, "autograde", name)
+        nbgrader(tmp_path, "generate_feedback", name)
+    nbgrader(tmp_path, "export")
+    table = list(csv.DictReader((tmp_path / "grades.csv").open(encoding="utf-8")))
+    scores = {(row["assignment"][:2], row["student_id"]): float(row["score"]) for row in table}
+    assert scores == {
+        ("05", "ada"): 3, ("05", "bob"): 2, ("05", "cyd"): 0,
+        ("08", "ada"): 4, ("08", "bob"): 3, ("08", "cyd"): 0,
+    }  # fmt: skip
+    (page,) = (tmp_path / "feedback" / "bob" / names[0]).glob("*.html")
+    assert "lacks its root" in page.read_text(encoding="utf-8")

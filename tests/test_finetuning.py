@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import random_pipeline, seeded
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from test_exactness import state
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import sdlearn
 from sdlearn.finetuning import (
     dreambooth,
     finetune_subject,
+    fit,
     learn_token,
     pictures_in,
     save_lora,
@@ -25,6 +30,7 @@ from sdlearn.finetuning import (
 )
 from sdlearn.finetuning.__main__ import main
 from sdlearn.finetuning.fit import noise_loss
+from sdlearn.training import checkpoint
 
 PROMPT = "a <toy> in the snow"
 RUN = {"steps": 3, "batch_size": 2, "learning_rate": 1e-2}
@@ -246,6 +252,48 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(images, tmp_path, lear
         )
 
 
+@pytest.mark.parametrize("moment", ["after a step", "in a step", "in a removal"])
+def test_an_interrupt_leaves_no_half_step_and_no_half_checkpoint(
+    random_pipe, tmp_path, monkeypatch, moment
+):
+    """In half precision, whose loss is scaled: by half as much after each gradient too large."""
+    pipe, saved, save_state = copy.copy(random_pipe), [], Accelerator.save_state
+    pipe.unet = copy.deepcopy(random_pipe.unet).half()
+    monkeypatch.setattr(
+        Accelerator, "save_state", lambda self, to: [saved.append(to), save_state(self, to)]
+    )
+
+    def run(after_step=None):
+        weight = torch.nn.Parameter(torch.ones(3))
+
+        def loss(generator):  # too large for the first scale, and the next four
+            return (30 * weight.half() * torch.rand(3, generator=generator)).float().sum()
+
+        call = {"steps": 12, "learning_rate": 0.1, "about": {}, "after_step": after_step}
+        fit.fit(pipe, {"weight": weight}, loss, folder=folder, **call)
+        return weight
+
+    def interrupt(*args, **_):
+        if moment != "after a step" or args[0] == 8:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "whole"
+    whole = run()
+    folder = tmp_path / "interrupted"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if moment == "in a step":
+            hook = register_optimizer_step_post_hook(interrupt)
+        if moment == "in a removal":
+            patch.setattr(fit, "SAVE_EVERY", 1)
+            patch.setattr(checkpoint.shutil, "rmtree", interrupt)
+        run(interrupt if moment == "after a step" else None)
+    if moment == "in a step":
+        hook.remove()
+    assert torch.equal(run(), whole)
+    assert not torch.equal(whole, torch.ones(3))
+    assert len(saved) == len(set(saved)), "a checkpoint that counts was written again"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -357,6 +405,34 @@ def test_the_command_teaches_a_word_and_a_subject(picture_folder, folder, loaded
     pipe.load_lora_weights(tmp_path / "out")
     pipe.load_textual_inversion(tmp_path / "out" / "toy.safetensors")
     assert not torch.equal(pipe(PROMPT, generator=seeded(), **DRAW).images, plain)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="forks a process that has imported PyTorch, which is safe there"
+)
+@pytest.mark.parametrize(("kind", "kills"), [("word", 20), ("subject", 8)])
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, kind, kills):
+    """At random points of it, half of them in the middle of a write."""
+    command = [sys.executable, Path(__file__).with_name("killed.py"), kind, str(kills), tmp_path]
+    more = {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_finished_run_that_is_killed_while_it_tidies_up_counts_no_more(
+    picture_folder, folder, tmp_path, monkeypatch
+):
+    run = ["word", str(picture_folder), "<toy>", "cat", "--model", str(folder), "--steps", "1"]
+    run += ["--out", str(tmp_path / "out"), "--prompt"]
+
+    def killed(folder, **_):
+        (folder / "step-1" / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        assert main([*run, "a <toy>"]) == 130
+    assert main([*run, "another <toy>"]) == 0
 
 
 @pytest.mark.skipif(

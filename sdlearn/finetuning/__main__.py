@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -51,6 +50,7 @@ def learn(args: argparse.Namespace) -> None:
     from sdlearn import finetune_subject, learn_token, load
     from sdlearn.finetuning import save_lora, save_token
     from sdlearn.finetuning.pictures import pictures_in
+    from sdlearn.training.checkpoint import remove_checkpoint
 
     state = Accelerator()
     pipe = load(args.model, device=state.device if state.num_processes > 1 else None)
@@ -83,7 +83,7 @@ def learn(args: argparse.Namespace) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         save()
-        shutil.rmtree(checkpoint, ignore_errors=True)  # It is done; another run begins anew.
+        remove_checkpoint(checkpoint)  # It is done; another run begins anew.
         print(f"learnt: {written}")
 
 

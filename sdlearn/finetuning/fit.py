@@ -28,7 +28,7 @@ from sdlearn.latents import encode_image
 from sdlearn.noise import add_noise, alpha_bar
 from sdlearn.pipeline import execution_device
 from sdlearn.text import tokenize
-from sdlearn.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from sdlearn.training.checkpoint import Progress, load_checkpoint, replaced, save_checkpoint
 
 AfterStep = Callable[[int, float], None]
 SAVE_EVERY = 50  # Steps between checkpoints.
@@ -184,16 +184,16 @@ def fit(
     # Half precision loses small gradients on their way through the frozen parts.
     half = pipe.unet.dtype == torch.float16
     scaler = torch.amp.GradScaler(execution_device(pipe).type, enabled=half)
-    accelerator.register_for_checkpointing(optimizer, rate)
+    accelerator.register_for_checkpointing(optimizer, rate, scaler)
     model = accelerator.prepare(learner)
     progress, losses = Progress(), list[float]()
     if folder is not None:
         folder = Path(folder)
         shapes = {name: list(weight.shape) for name, weight in learning.items()}
-        seed = _same_run(folder, {**about, "steps": steps, "learning": shapes}, seed)
+        seed = _same_run(accelerator, folder, {**about, "steps": steps, "learning": shapes}, seed)
         with random_state_kept():
             progress = load_checkpoint(accelerator, folder)
-    saved = progress.step
+    saved, whole = progress.step, True
 
     bar = pipe.progress_bar(range(progress.step, steps))
     try:
@@ -201,12 +201,14 @@ def fit(
             ours = step * accelerator.num_processes + accelerator.process_index
             drawn = model(torch.Generator().manual_seed(seed + ours))
             accelerator.backward(scaler.scale(drawn))
+            losses.append(float(drawn.detach()))
+            whole = False  # interrupted from here on, it has taken half a step
             scaler.step(optimizer)
             scaler.update()
             rate.step()
-            optimizer.zero_grad()
-            losses.append(float(drawn.detach()))
             progress.count(losses[-1])
+            whole = True
+            optimizer.zero_grad()
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
             if folder is not None and progress.step - saved >= SAVE_EVERY:
                 save_checkpoint(accelerator, folder, progress)
@@ -215,15 +217,18 @@ def fit(
                 after_step(progress.step, losses[-1])
     finally:  # also when interrupted: what was learnt so far is not lost
         learner.zero_grad()
-        if folder is not None and progress.step > saved:
+        if folder is not None and whole and progress.step > saved:
             save_checkpoint(accelerator, folder, progress)
     return losses
 
 
-def _same_run(folder: Path, about: dict[str, Any], seed: int) -> int:
-    """Return the seed of the run in a folder, or note this one there; refuse another run's."""
+def _same_run(accelerator: Accelerator, folder: Path, about: dict[str, Any], seed: int) -> int:
+    """Return the seed of the run in a folder, or note this one there; refuse another run's.
+
+    Before its first checkpoint a run has left nothing to go on from, and another may begin.
+    """
     file = folder / "run.json"
-    if file.exists():
+    if (folder / "progress.json").exists():
         there = json.loads(file.read_text(encoding="utf-8"))
         other = [name for name, value in about.items() if not _alike(there.get(name), value)]
         if other:
@@ -232,9 +237,12 @@ def _same_run(folder: Path, about: dict[str, Any], seed: int) -> int:
                 "delete it, or name another folder"
             )
         return there["seed"]
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**about, "seed": seed}), encoding="utf-8")
-    return seed
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced(file) as beside:
+            beside.write_text(json.dumps({**about, "seed": seed}), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return json.loads(file.read_text(encoding="utf-8"))["seed"]
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -37,6 +37,10 @@ class Postcards(Dataset):
         rng = random.Random(self.first_seed + index)
         return world.sample_training_scene(rng, self.lesson)
 
+    def caption(self, index: int, rng: random.Random) -> str:
+        """Return a caption of item ``index`` as ``rng`` words it."""
+        return words.caption(self.scene(index), rng)
+
     def captions(self, index: int) -> tuple[str, str]:
         """Return the caption of item ``index``, and one that says something false of it."""
         rng = random.Random(f"caption {self.first_seed + index}")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
 from sdlearn.pipeline import MODELS
+
+# A LoRA that draws in one to four steps. ``pipe.load_lora_weights(FEW_STEPS)``, then
+# ``pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)``, and guidance 1: off.
+FEW_STEPS = Path(MODELS["postcards"][0]).parent / "few-steps"
+# A ControlNet that follows ``training.control.edges(pixels)``: ``ControlNetModel.from_pretrained``,
+# then ``StableDiffusionControlNetPipeline(**pipe.components, controlnet=...)``.
+EDGES = Path(MODELS["postcards"][0]).parent / "edges"
 
 # The best of ``python -m sdlearn.postcards.evaluate --grid``; the model card has the table.
 STEPS = 10

@@ -5,133 +5,156 @@ subjects) and ``unet-single`` (one thing), ``places`` (the text encoder learns w
 from captions alone), ``unet-pairs`` (two things, at timesteps at which noise hides which is where),
 ``unet-all`` (everything), ``clip-again`` (both encoders, since the text encoder has changed),
 ``judge`` (which measures the result), ``decoder`` (sharper pictures), ``pack`` (write the diffusers
-folder). What is trained lies in ``--folder``/model, each part under its name in the pipeline. Each
-goes on from its last checkpoint under ``--folder`` when there is one; a part whose minutes are
-spent is done. ``accelerate launch -m sdlearn.training`` uses several GPUs or machines; ``torchrun
---nproc-per-node 2 -m sdlearn.training``, with ``ACCELERATE_USE_CPU=true`` set, several CPU cores,
-better than one process with as many threads.
+folder). Beside them, for a finished model: ``few-steps`` (a LoRA that draws in one to four steps)
+and ``edges`` (a ControlNet). What is trained lies in ``--folder``/model, each part under its name
+in the pipeline. Each goes on from its last checkpoint under ``--folder`` when there is one; a part
+whose minutes or steps are spent is done.
+
+With ``--data pictures/``, a folder of pictures whose captions stand in its ``metadata.jsonl``, the
+parts are ``vae``, ``clip``, ``unet-all`` and ``pack``.
+
+``accelerate launch -m sdlearn.training`` uses several GPUs or machines; ``accelerate launch --cpu
+--num_processes 2 -m sdlearn.training`` several CPU cores, better than one process with as many
+threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import os
-import random
-import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env, set_seed
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
 
-import sdlearn
+from sdlearn.__main__ import exit_status
 from sdlearn.images import psnr, ssim
-from sdlearn.postcards import judge, words
+from sdlearn.postcards import judge
 from sdlearn.postcards.data import JudgedPictures, MaskedPostcards, Postcards
-from sdlearn.training import clip, decoder, places, unet, vae
-from sdlearn.training.loop import train
+from sdlearn.training import clip, control, decoder, distillation, places, unet, vae
+from sdlearn.training.loop import Options, train
+from sdlearn.training.model import POSTCARDS, new_pipeline, pack
+from sdlearn.training.pictures import Pictures
+from sdlearn.unet import latent_size
 
-PACKAGE = Path(sdlearn.__file__).parent
-POSTCARDS = PACKAGE / "models" / "postcards"
-MAX_SHARD = "15MB"
-MINUTES = {  # On two CPU cores.
-    "vae": 60, "clip": 20, "unet-easy": 60, "unet-single": 60, "places": 5, "unet-pairs": 30,
-    "unet-all": 180, "clip-again": 15, "judge": 15, "decoder": 120,
-}  # fmt: skip
+UNSEEN = 10**9  # The first seed of pictures that no training shows.
 
 
-def main() -> None:
-    """Read the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m sdlearn.training", description=__doc__)
-    parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS, "pack"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/postcards"))
-    parser.add_argument("--package", type=Path, default=PACKAGE, help="where pack writes")
-    parser.add_argument("--minutes", type=float, help=f"for each part (default: {MINUTES})")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
-    parser.add_argument("--further", action="store_true", help="start from the shipped weights")
-    parser.add_argument(
-        "--freeze-text", action="store_true", help="leave the text encoder as it is"
-    )
-    parser.add_argument("--compile", action="store_true", help="U-Net: faster, needs g++")
-    parser.add_argument("--max-steps", type=int)
-    args = parser.parse_args()
-    for part in PARTS if args.part == "all" else [args.part]:
-        if part in PARTS:
-            # CPUs without bfloat16 instructions imitate them, at half the speed of float32.
-            on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-            accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
-            if args.pictures < accelerator.num_processes:
-                parser.error(f"--pictures {args.pictures}: give each process at least one")
-            set_seed(0, device_specific=True)
-            PARTS[part](accelerator, args)
-            accelerator.wait_for_everyone()  # The next part reads what the first process writes.
-    if args.part in ("all", "pack") and Accelerator().is_main_process:
-        pack(args.folder, args.package)
+def train_vae(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Train the VAE."""
+    vae.train_vae(pipe, data_of(pipe, args, MaskedPostcards), **how)
+    report_round_trip(pipe, args)
 
 
-def options(args: argparse.Namespace, part: str, learning_rate: float) -> dict:
-    """Return the arguments of ``train`` that every part takes from the command line."""
-    return {
-        "folder": args.folder / part / "checkpoint",
-        "minutes": args.minutes or MINUTES[part],
-        "learning_rate": args.learning_rate or learning_rate,
-        "max_steps": args.max_steps,
-    }
+def train_decoder(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Train the VAE's decoder alone."""
+    decoder.train_decoder(pipe, data_of(pipe, args, MaskedPostcards), load_judge(args), **how)
+    report_round_trip(pipe, args)
 
 
-def loader(args: argparse.Namespace, data: Dataset, batch_size: int) -> DataLoader:
-    """Return shuffled batches of the data."""
-    size = args.batch_size or batch_size
-    return DataLoader(data, size, shuffle=True, num_workers=args.workers, drop_last=True)
+def train_clip(
+    pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any, *, held: bool
+) -> None:
+    """Train both encoders, from nothing or once more."""
+    text = not args.freeze_text
+    clip.train_clip(pipe, data_of(pipe, args), held=held, train_text=text, **how)
+    if not args.data and PartialState().is_main_process:
+        unseen = Postcards(256, first_seed=UNSEEN)
+        model = clip.Contrast(pipe.text_encoder, pipe.image_encoder).cpu()
+        share = clip.tell_apart(model, [unseen[i] for i in range(256)], pipe.tokenizer)
+        print(f"CLIP: prefers a caption to its near miss {share:.2f} of the time")
 
 
-def newest(run: Path, part: str, *, shipped: bool = True) -> Path | None:
-    """Return the folder of a part of the model: this run's, or else the shipped one, or None."""
-    if (run / "model" / part).exists():
-        return run / "model" / part
-    return POSTCARDS / part if shipped and (POSTCARDS / part).exists() else None
+def train_places(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Train the text encoder on captions alone."""
+    reader = places.train_places(pipe, Postcards(args.pictures), **how).cpu()
+    unseen = places.Captions(Postcards(256, first_seed=UNSEEN))
+    share = places.right_places(reader, [unseen[i] for i in range(256)], pipe.tokenizer)
+    print(f"text encoder: {share:.2f} of unseen captions' subjects read at their places")
 
 
-def load_text_encoder(args: argparse.Namespace) -> CLIPTextModel:
-    """Return the text encoder to go on from, or an untrained one."""
-    folder = newest(args.folder, "text_encoder", shipped=args.further)
-    # transformers keeps the half precision of the file; diffusers loads float32.
-    return CLIPTextModel.from_pretrained(folder).float() if folder else clip.make_text_encoder()
+def train_unet(
+    pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any, *, lesson: str
+) -> None:
+    """Train the U-Net, and the text encoder with it."""
+    first = unet.FIRST_HIDDEN_TIMESTEP if lesson == "pairs" else 0
+    data = data_of(pipe, args, lesson=lesson)
+    unet.train_unet(pipe, data, first_timestep=first, train_text=not args.freeze_text, **how)
 
 
-def train_vae(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Train the VAE; then scale its latents to unit variance."""
-    folder = newest(args.folder, "vae", shipped=args.further)
-    model = AutoencoderKL.from_pretrained(folder) if folder else vae.make_vae()
-    batches = loader(args, MaskedPostcards(args.pictures), 4)
-    train(accelerator, vae.Autoencode(model), batches, vae.vae_loss, **options(args, "vae", 1.5e-3))
-    if not accelerator.is_main_process:
-        return
-    model = model.to("cpu")
-    unseen = Postcards(64, first_seed=10**9)
-    vae.normalise_latents(model, torch.stack([unseen[i]["pixels"] for i in range(64)]))
-    save_vae(model, args)
+def train_judge(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Train the judge on pictures of its own."""
+    model = load_judge(args) if args.further else judge.Judge()
+    model.to(pipe.device).requires_grad_(True)
+    data = JudgedPictures(args.pictures, first_seed=2 * UNSEEN)
+    how = {"batch_size": 32, "learning_rate": 2e-3, **how}
+    train(model, data, judge.judge_loss, progress_bar=pipe.progress_bar, **how)
+    weights = {name: w.half().cpu().contiguous() for name, w in model.state_dict().items()}
+    save_file(weights, args.folder / judge.WEIGHTS.name)
 
 
-def train_decoder(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Make the decoder sharper; latents stay as they are, so that the U-Net can go on."""
-    model = AutoencoderKL.from_pretrained(newest(args.folder, "vae"))
-    seer = load_judge(args).requires_grad_(False).to(accelerator.device)
-    loss = partial(decoder.decoder_loss, judge=seer)
-    batches = loader(args, MaskedPostcards(args.pictures), 4)
-    train(accelerator, decoder.Rivals(model), batches, loss, **options(args, "decoder", 4e-4))
-    if accelerator.is_main_process:
-        save_vae(model.to("cpu"), args)
+def train_few_steps(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Distil the model into a LoRA, and write it."""
+    data = Postcards(args.pictures)
+    distillation.distil(pipe, unet.Latents(unet.encode_pictures(pipe, data), data), **how)
+    distillation.save_few_steps(pipe, args.folder / "few-steps")
+
+
+def train_edges(pipe: StableDiffusionPipeline, args: argparse.Namespace, how: Any) -> None:
+    """Train a ControlNet for the model, and write it."""
+    net = control.train_control(pipe, control.EdgePostcards(pipe, args.pictures), **how)
+    control.save_edges(net, args.folder / "edges")
+
+
+class Part(NamedTuple):
+    """One part of the training.
+
+    Attributes:
+        run: trains; takes a pipeline, the command's arguments, and those of ``train``.
+        minutes: how long, on two CPU cores.
+        trains: what of the pipeline it changes; what else it needs is taken as it was shipped,
+            unless this run has trained it.
+    """
+
+    run: Callable[[StableDiffusionPipeline, argparse.Namespace, Any], None]
+    minutes: float
+    trains: tuple[str, ...]
+
+
+ENCODERS, DENOISER = ("text_encoder", "image_encoder"), ("unet", "text_encoder")
+PARTS = {
+    "vae": Part(train_vae, 60, ("vae",)),
+    "clip": Part(partial(train_clip, held=False), 20, ENCODERS),
+    "unet-easy": Part(partial(train_unet, lesson="easy"), 60, DENOISER),
+    "unet-single": Part(partial(train_unet, lesson="single"), 60, DENOISER),
+    "places": Part(train_places, 5, ("text_encoder",)),
+    "unet-pairs": Part(partial(train_unet, lesson="pairs"), 30, DENOISER),
+    "unet-all": Part(partial(train_unet, lesson="all"), 180, DENOISER),
+    "clip-again": Part(partial(train_clip, held=True), 15, ENCODERS),
+    "judge": Part(train_judge, 15, ()),
+    "decoder": Part(train_decoder, 120, ()),  # of a VAE that is there
+}
+BESIDE = {
+    "few-steps": Part(train_few_steps, 60, ()),
+    "edges": Part(train_edges, 15, ()),
+}
+OF_ONES_OWN = ("vae", "clip", "unet-all")  # What any pictures with captions can teach.
+
+
+def data_of(
+    pipe: StableDiffusionPipeline, args: argparse.Namespace, kind: Any = Postcards, **how: Any
+) -> Any:
+    """Return the pictures to learn from: a folder's, or postcards."""
+    if args.data:
+        height, width = (side * pipe.vae_scale_factor for side in latent_size(pipe.unet))
+        return Pictures(args.data, (height, width))
+    return kind(args.pictures, **how)
 
 
 def load_judge(args: argparse.Namespace) -> judge.Judge:
@@ -141,11 +164,14 @@ def load_judge(args: argparse.Namespace) -> judge.Judge:
 
 
 @torch.no_grad()
-def save_vae(model: AutoencoderKL, args: argparse.Namespace) -> None:
-    """Say how near round-trips of unseen pictures come to them; save the VAE."""
-    data = MaskedPostcards(64, first_seed=10**9)
+def report_round_trip(pipe: StableDiffusionPipeline, args: argparse.Namespace) -> None:
+    """Print how near round-trips of unseen pictures come to them."""
+    if args.data or not PartialState().is_main_process:
+        return
+    data = MaskedPostcards(64, first_seed=UNSEEN)
     unseen = [data[i] for i in range(64)]
     pixels, subject = (torch.stack([e[key] for e in unseen]) for key in ("pixels", "subject"))
+    model = pipe.vae.cpu()
     decoded = model.decode(model.encode(pixels).latent_dist.mean).sample
     before, after = pixels / 2 + 0.5, (decoded / 2 + 0.5).clamp(0, 1)
     within = -10 * ((before - after).square() * subject).sum().div(3 * subject.sum()).log10()
@@ -154,187 +180,99 @@ def save_vae(model: AutoencoderKL, args: argparse.Namespace) -> None:
         f"{ssim(before, after):.3f}; {within:.1f} dB where subjects stand; perceptual distance "
         f"{decoder.perceptual_distance(load_judge(args), decoded, pixels):.3f}"
     )
-    model.save_pretrained(args.folder / "model" / "vae")
 
 
-def train_places(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Teach the text encoder what stands where, without its other states changing much."""
-    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
-    text_encoder = load_text_encoder(args)
-    before = copy.deepcopy(text_encoder).to(accelerator.device)
-    model = places.Reader(text_encoder)
-    data = places.Captions(Postcards(args.pictures))
-    loss = partial(places.places_loss, tokenizer=tokenizer, before=before)
-    train(accelerator, model, loader(args, data, 64), loss, **options(args, "places", 5e-4))
-    if not accelerator.is_main_process:
-        return
-    unseen = places.Captions(Postcards(256, first_seed=10**9))
-    share = places.right_places(model.to("cpu"), [unseen[i] for i in range(256)], tokenizer)
-    print(f"text encoder: {share:.2f} of unseen captions' subjects read at their places")
-    text_encoder.save_pretrained(args.folder / "model" / "text_encoder")
+def assemble(run: Path, untrained: tuple[str, ...] = ()) -> StableDiffusionPipeline:
+    """Return a pipeline of the newest parts: what this run has trained, or else what is shipped.
 
-
-def train_clip(accelerator: Accelerator, args: argparse.Namespace, part: str) -> None:
-    """Train CLIP from nothing ("clip"), or both encoders once more ("clip-again").
-
-    The U-Net and ``places`` have changed the text encoder since, and rely on what it says now: it
-    stays close to that. From nothing, all words it never saw get one neutral vector.
+    What is in ``untrained`` and not trained by this run has random weights.
     """
-    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
-    folder = newest(args.folder, "image_encoder", shipped=args.further)
-    image_encoder = (
-        CLIPVisionModelWithProjection.from_pretrained(folder).float()
-        if folder
-        else clip.make_image_encoder()
+    pipe = new_pipeline()
+    for name in ("vae", "text_encoder", "image_encoder", "unet"):
+        folder = next((f / name for f in (run / "model", POSTCARDS) if (f / name).exists()), None)
+        if folder and not (folder.parent == POSTCARDS and name in untrained):
+            # The files hold half precision, which training cannot use.
+            part = type(getattr(pipe, name)).from_pretrained(folder).float()
+            pipe.register_modules(**{name: part.requires_grad_(False)})
+    return pipe
+
+
+def run_part(name: str, args: argparse.Namespace) -> None:
+    """Train one part, and save what it changed."""
+    # CPUs without bfloat16 instructions imitate them, at half the speed of float32.
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", device_placement=False)
+    set_seed(0, device_specific=True)
+    part = {**PARTS, **BESIDE}[name]
+    pipe = assemble(args.folder, () if args.further else part.trains).to(accelerator.device)
+    # One bar, and in a file a line a minute.
+    slow = 0.1 if sys.stderr.isatty() else 60
+    pipe.set_progress_bar_config(
+        desc=name, mininterval=slow, disable=not accelerator.is_main_process
     )
-    text_encoder = load_text_encoder(args).requires_grad_(not args.freeze_text)
-    held = part == "clip-again" and not args.freeze_text
-    before = copy.deepcopy(text_encoder).to(accelerator.device) if held else None
-    model = clip.Contrast(text_encoder, image_encoder)
-    data = Postcards(args.pictures)
-    loss = partial(clip.clip_loss, tokenizer=tokenizer, before=before)
-    train(accelerator, model, loader(args, data, 128), loss, **options(args, part, 8e-4))
-    if not accelerator.is_main_process:
-        return
-    model = model.to("cpu")
-    if part == "clip":
-        captions = [data.captions(i)[0] for i in range(min(len(data), 20_000))]
-        used = clip.neutralise_unused_words(text_encoder, tokenizer, captions)
-        print(f"CLIP: {used} tokens trained")
-    unseen = Postcards(256, first_seed=10**9)
-    share = clip.tell_apart(model, [unseen[i] for i in range(256)], tokenizer)
-    print(f"CLIP: prefers a caption to its near miss {share:.2f} of the time")
-    text_encoder.save_pretrained(args.folder / "model" / "text_encoder")
-    image_encoder.save_pretrained(args.folder / "model" / "image_encoder")
-
-
-@torch.no_grad()
-def cached_latents(accelerator: Accelerator, args: argparse.Namespace, lesson: str) -> torch.Tensor:
-    """Return the latents of a lesson's pictures, (N, 4, 16, 16); encode them the first time."""
-    file = args.folder / f"latents-{lesson}-{args.pictures}.safetensors"
-    if not file.exists():
-        model = AutoencoderKL.from_pretrained(newest(args.folder, "vae")).to(accelerator.device)
-        data = Postcards(args.pictures, lesson=lesson)
-        count = accelerator.num_processes
-        share = range(accelerator.process_index, len(data) - len(data) % count, count)
-        batches = DataLoader(Subset(data, share), 64, num_workers=args.workers)
-        with accelerator.autocast():
-            parts = [
-                model.encode(batch["pixels"].to(accelerator.device)).latent_dist.mean.half()
-                for batch in batches
-            ]
-        latents = accelerator.gather(torch.cat(parts)).cpu()
-        if accelerator.is_main_process:
-            latents = latents.unflatten(0, (count, -1)).transpose(0, 1)  # back into order
-            file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_suffix(".new")
-            save_file({"latents": latents.flatten(0, 1).contiguous()}, beside)
-            os.replace(beside, file)  # Killed before, the next run encodes them again.
-    accelerator.wait_for_everyone()
-    return load_file(file)["latents"]
-
-
-class Latents(Dataset):
-    """Cached latents, each with a caption drawn anew every time."""
-
-    def __init__(self, latents: torch.Tensor, pictures: Postcards) -> None:
-        self.latents = latents
-        self.scenes = [pictures.scene(i) for i in range(len(latents))]
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __getitem__(self, index: int) -> dict:
-        rng = random.Random(int(torch.randint(2**31, ())))
-        empty = rng.random() < unet.CAPTION_DROPOUT
-        text = "" if empty else words.caption(self.scenes[index], rng)
-        return {"latents": self.latents[index].float(), "caption": text}
-
-
-def train_unet(accelerator: Accelerator, args: argparse.Namespace, lesson: str) -> None:
-    """Train the U-Net on cached latents, and CLIP's text encoder with it.
-
-    Each lesson goes on from what the one before it left under ``--folder``.
-    """
-    tokenizer = CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer")
-    scheduler = unet.make_scheduler()
-    first_timestep = unet.FIRST_HIDDEN_TIMESTEP if lesson == "pairs" else 0
-    latents = cached_latents(accelerator, args, lesson)
-    data = Latents(latents, Postcards(len(latents), lesson=lesson))
-
-    def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-        padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        ids = tokenizer(batch["caption"], **padded).input_ids.to(accelerator.device)
-        return unet.unet_loss(model, scheduler, batch["latents"], ids, first_timestep)
-
-    folder = newest(args.folder, "unet", shipped=args.further)
-    denoiser = UNet2DConditionModel.from_pretrained(folder) if folder else unet.make_unet()
-    text_encoder = load_text_encoder(args).requires_grad_(not args.freeze_text)
-    model = unet.TextToNoise(text_encoder, denoiser)
-    model.unet.to(memory_format=torch.channels_last)  # A tenth faster on a CPU.
-    if args.compile:
-        model.unet.compile()
-    train(accelerator, model, loader(args, data, 32), loss, **options(args, f"unet-{lesson}", 6e-4))
+    how: Options = {
+        "steps": args.steps,
+        "minutes": None if args.steps is not None else args.minutes or part.minutes,
+        "folder": args.folder / name / "checkpoint",
+        "workers": args.workers,
+        "accelerator": accelerator,
+    }
+    given = {"batch_size": args.batch_size, "learning_rate": args.learning_rate}
+    part.run(pipe, args, {**how, **{key: value for key, value in given.items() if value}})
     if accelerator.is_main_process:
-        model.unet.to(memory_format=torch.contiguous_format)
-        model.unet.save_pretrained(args.folder / "model" / "unet")
-        model.text_encoder.save_pretrained(args.folder / "model" / "text_encoder")
+        for changed in ("vae",) if name == "decoder" else part.trains:
+            getattr(pipe, changed).cpu().save_pretrained(args.folder / "model" / changed)
+    accelerator.wait_for_everyone()  # The next part reads what the first process writes.
 
 
-def train_judge(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Train the judge on pictures of its own."""
-    model = load_judge(args).train() if args.further else judge.Judge()
-    batches = loader(args, JudgedPictures(args.pictures, first_seed=2 * 10**9), 32)
-    train(accelerator, model, batches, judge.judge_loss, **options(args, "judge", 2e-3))
-    if accelerator.is_main_process:
-        weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
-        save_file(weights, args.folder / judge.WEIGHTS.name)
-
-
-def pack(run: Path, package: Path) -> None:
-    """Write the trained parts into the package: a diffusers folder in fp16, and the judge.
-
-    No file is over 16 MB.
-    """
-    folder = package / POSTCARDS.relative_to(PACKAGE)
-    eye = newest(run, "image_encoder")
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(newest(run, "vae")),
-        text_encoder=CLIPTextModel.from_pretrained(newest(run, "text_encoder")),
-        image_encoder=eye and CLIPVisionModelWithProjection.from_pretrained(eye),
-        tokenizer=CLIPTokenizer.from_pretrained(POSTCARDS / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(newest(run, "unet")),
-        scheduler=unet.make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    command = argparse.ArgumentParser(
+        prog="python -m sdlearn.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for part in (pipe.vae, pipe.unet):
-        part.register_to_config(_name_or_path="postcards")  # not the folder it was trained in
-    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=MAX_SHARD)
-    # transformers writes tokenizer.json alone; it is made anew from CLIP's own two files.
-    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
-    if folder.resolve() != POSTCARDS.resolve():
-        shutil.copytree(POSTCARDS / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    trained_judge = run / judge.WEIGHTS.name
-    if trained_judge.exists():
-        target = package / judge.WEIGHTS.relative_to(PACKAGE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(trained_judge, target)
+    minutes = ", ".join(f"{name} {part.minutes}" for name, part in PARTS.items())
+    command.add_argument("part", nargs="?", default="all", choices=("all", *PARTS, *BESIDE, "pack"))
+    command.add_argument("--folder", type=Path, default=Path("runs/postcards"))
+    command.add_argument("--data", type=Path, help="a folder of pictures with metadata.jsonl")
+    command.add_argument("--out", type=Path, help="where pack writes (the shipped model's folder)")
+    command.add_argument("--minutes", type=float, help=f"for each part ({minutes})")
+    command.add_argument("--steps", type=int, help="for each part, instead of minutes")
+    command.add_argument("--batch-size", type=int)
+    command.add_argument("--learning-rate", type=float)
+    command.add_argument("--pictures", type=int, default=40_000, help="of postcards (40,000)")
+    command.add_argument("--workers", type=int, default=0, help="processes that make pictures")
+    command.add_argument("--further", action="store_true", help="start from the shipped weights")
+    command.add_argument(
+        "--freeze-text", action="store_true", help="leave the text encoder as it is"
+    )
+    return command
 
 
-PARTS: dict[str, Callable[[Accelerator, argparse.Namespace], None]] = {
-    "vae": train_vae,
-    "clip": partial(train_clip, part="clip"),
-    "unet-easy": partial(train_unet, lesson="easy"),
-    "unet-single": partial(train_unet, lesson="single"),
-    "places": train_places,
-    "unet-pairs": partial(train_unet, lesson="pairs"),
-    "unet-all": partial(train_unet, lesson="all"),
-    "clip-again": partial(train_clip, part="clip-again"),
-    "judge": train_judge,
-    "decoder": train_decoder,
-}
+def learn(args: argparse.Namespace) -> None:
+    """Train what is asked for."""
+    possible = OF_ONES_OWN if args.data else tuple(PARTS)
+    if args.data and args.part not in ("all", "pack", *possible):
+        raise ValueError(f"{args.part} needs postcards; from --data learn {', '.join(possible)}")
+    for part in possible if args.part == "all" else (args.part,):
+        if part != "pack":
+            run_part(part, args)
+    if args.part in ("all", "pack") and Accelerator().is_main_process:
+        folder = args.out or (args.folder / "packed" if args.data else POSTCARDS)
+        pack(assemble(args.folder), folder)
+        if (trained := args.folder / judge.WEIGHTS.name).exists():
+            shipped = folder.resolve() == POSTCARDS.resolve()
+            target = judge.WEIGHTS if shipped else folder / judge.WEIGHTS.name
+            target.write_bytes(trained.read_bytes())
+        print(f"written: {folder}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = parser().parse_args(arguments)
+    return exit_status(lambda: learn(args), "stopped; the same command goes on from here")
+
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

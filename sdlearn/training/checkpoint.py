@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,13 +29,22 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
 
-    def count(self, loss: float) -> None:
-        """Count one step."""
+    def count(self, loss: float, seconds: float = 0.0) -> None:
+        """Count one step, and the seconds that it took."""
         self.step += 1
+        self.seconds += seconds
         self.recent.append(loss)
         if len(self.recent) == 100:
             self.losses.append(sum(self.recent) / 100)
             self.recent = []
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """Hand over a file to write beside ``file``; written, it takes its place: whole, or not."""
+    beside = file.with_name(f"{file.name}.new")
+    yield beside
+    os.replace(beside, file)
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
@@ -50,14 +61,21 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
     """Save a run; killed at any moment, it goes on from this checkpoint or the one before.
 
     Each has a folder of its own. Which one counts is said by ``progress.json``, which is replaced
-    when all else is written.
+    when all else is written. The one that counts is not written again.
     """
-    state = folder / f"step-{progress.step}"
+    state, file = folder / f"step-{progress.step}", folder / "progress.json"
+    if file.exists() and json.loads(file.read_text(encoding="utf-8"))["step"] == progress.step:
+        return
     accelerator.save_state(str(state))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        beside = folder / "progress.json.new"
-        beside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        os.replace(beside, folder / "progress.json")
+        with replaced(file) as beside:
+            beside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
         for other in set(folder.glob("step-*")) - {state}:
             shutil.rmtree(other)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a run's folder; killed meanwhile, it leaves nothing that counts."""
+    (folder / "progress.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import random
+from functools import partial
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -11,6 +17,9 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+
+from sdlearn.training.loop import Options, train
+from sdlearn.training.pictures import Described
 
 CLOSENESS = 4.0  # The weight of staying near the former states; with 1 the U-Net reads them worse.
 WIDTH = 128  # of the text encoder, and of the space in which pictures and captions meet
@@ -67,11 +76,12 @@ def clip_loss(
 ) -> torch.Tensor:
     """Cross-entropy of picture against caption and caption against picture, a scalar.
 
-    Each picture must find its caption among all the batch's captions *and* all its near misses.
+    Each picture must find its caption among all the batch's captions *and* all its near misses, if
+    the batch has any.
     ``before``, the text encoder as it was, keeps the new states near the old ones (mean squared
     distance), so that a U-Net which has learnt to read those can go on.
     """
-    captions = [*batch["caption"], *batch["wrong_caption"]]  # 2B
+    captions = [*batch["caption"], *batch.get("wrong_caption", [])]  # 2B
     ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids
     ids = ids.to(batch["pixels"].device)
     logits, states = model(batch["pixels"], ids)  # (B, 2B)
@@ -116,3 +126,39 @@ def neutralise_unused_words(
     weight = text_encoder.get_input_embeddings().weight
     weight[~used.to(weight.device)] = weight[used.to(weight.device)].mean(dim=0)
     return int(used.sum())
+
+
+def train_clip(
+    pipe: StableDiffusionPipeline,
+    data: Described,
+    *,
+    held: bool = False,
+    train_text: bool = True,
+    batch_size: int = 128,
+    learning_rate: float = 8e-4,
+    **options: Unpack[Options],
+) -> None:
+    """Train a pipeline's text and image encoders in place, so that they agree.
+
+    Args:
+        pipe: the pipeline, in float32.
+        data: examples with ``pixels``, ``caption``, and, if there is one, a ``wrong_caption``.
+        held: keep the text encoder near what it says now, since a U-Net reads it already. Else it
+            is trained from nothing: all words it never saw get one neutral vector in the end.
+        train_text: False leaves the text encoder as it is.
+        batch_size: how many a step sees: against how many captions a picture must find its own.
+        learning_rate: the highest.
+        options: ``steps`` or ``minutes``, and more: see ``train``.
+    """
+    before = copy.deepcopy(pipe.text_encoder) if held and train_text else None
+    model = Contrast(pipe.text_encoder, pipe.image_encoder).to(pipe.device).requires_grad_(True)
+    model.text_encoder.requires_grad_(train_text)
+    train(
+        model, data, partial(clip_loss, tokenizer=pipe.tokenizer, before=before),
+        batch_size=batch_size, learning_rate=learning_rate, progress_bar=pipe.progress_bar,
+        **options,
+    )  # fmt: skip
+    if train_text and not held:
+        some = range(min(len(data), 20_000))
+        captions = [data.caption(i, random.Random(i)) for i in some]
+        neutralise_unused_words(pipe.text_encoder, pipe.tokenizer, captions)

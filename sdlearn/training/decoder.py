@@ -11,14 +11,16 @@ hinge loss: Lim and Ye (2017), "Geometric GAN".
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from sdlearn.postcards.judge import Judge
+from sdlearn.training.loop import Examples, Options, train
 from sdlearn.training.vae import Autoencode, reconstruction_loss
 
 PERCEPTUAL_WEIGHT = 0.5
@@ -51,6 +53,7 @@ class Rivals(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
+        vae.requires_grad_(True)
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
         self.autoencode, self.critic = Autoencode(vae), make_critic()
@@ -88,8 +91,35 @@ def decoder_loss(model: nn.Module, batch: dict, judge: Judge) -> Tensor:
     # The decoder wants to be taken for true, the critic to be right by a margin of 1.
     critic = F.relu(1 - out.of_true).mean() + F.relu(1 + out.of_decoded).mean()
     return (
-        reconstruction_loss(out.decoded, batch["pixels"], batch["subject"])
+        reconstruction_loss(out.decoded, batch["pixels"], batch.get("subject"))
         + PERCEPTUAL_WEIGHT * perceptual_distance(judge, out.decoded, batch["pixels"])
         - CRITIC_WEIGHT * out.fooled.mean()
         + critic
     )
+
+
+def train_decoder(
+    pipe: StableDiffusionPipeline,
+    data: Examples,
+    judge: Judge,
+    *,
+    batch_size: int = 4,
+    learning_rate: float = 4e-4,
+    **options: Unpack[Options],
+) -> None:
+    """Make the decoder of a pipeline's VAE sharper, in place; latents stay as they are.
+
+    Args:
+        pipe: the pipeline, in float32.
+        data: examples with ``pixels`` (3, H, W) in [-1, 1], and, if known, ``subject`` (1, H, W).
+        judge: what sees, for the perceptual distance.
+        batch_size: how many a step sees.
+        learning_rate: the highest.
+        options: ``steps`` or ``minutes``, and more: see ``train``.
+    """
+    model = Rivals(pipe.vae).to(pipe.vae.device)
+    seer = judge.requires_grad_(False).to(pipe.vae.device)
+    train(
+        model, data, partial(decoder_loss, judge=seer), batch_size=batch_size,
+        learning_rate=learning_rate, progress_bar=pipe.progress_bar, **options,
+    )  # fmt: skip

@@ -8,10 +8,14 @@ U-Net the same loss. Asked outright, the text encoder learns it in some 600 batc
 
 from __future__ import annotations
 
+import copy
 import random
+from functools import partial
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
 from torch.utils.data import Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -20,6 +24,7 @@ from sdlearn.postcards.data import Postcards
 from sdlearn.postcards.judge import NAMES, SHADES
 from sdlearn.postcards.world import SIDES, Scene
 from sdlearn.training.clip import moved
+from sdlearn.training.loop import Options, train
 
 PLACES = ("on the left", "on the right", "at the top", "at the bottom")
 NOTHING = len(NAMES)  # stands at two of the four places
@@ -123,3 +128,34 @@ def right_places(model: Reader, examples: list[dict], tokenizer: CLIPTokenizer) 
     subjects = torch.stack([e["subjects"] for e in examples])
     asked = (subjects != UNASKED) & (subjects != NOTHING)
     return (model(ids)[0].argmax(dim=-1) == subjects)[asked].float().mean().item()
+
+
+def train_places(
+    pipe: StableDiffusionPipeline,
+    data: Postcards,
+    *,
+    batch_size: int = 64,
+    learning_rate: float = 5e-4,
+    **options: Unpack[Options],
+) -> Reader:
+    """Teach a pipeline's text encoder, in place, what stands where in the data's captions.
+
+    Args:
+        pipe: the pipeline, in float32.
+        data: its captions are read, its pictures are not drawn.
+        batch_size: how many a step sees.
+        learning_rate: the highest.
+        options: ``steps`` or ``minutes``, and more: see ``train``.
+
+    Returns:
+        The text encoder with the questions that were put to it, to be measured.
+    """
+    before = copy.deepcopy(pipe.text_encoder)
+    pipe.text_encoder.requires_grad_(True)
+    model = Reader(pipe.text_encoder).to(pipe.text_encoder.device)
+    train(
+        model, Captions(data), partial(places_loss, tokenizer=pipe.tokenizer, before=before),
+        batch_size=batch_size, learning_rate=learning_rate, progress_bar=pipe.progress_bar,
+        **options,
+    )  # fmt: skip
+    return model

@@ -6,10 +6,13 @@ Source: Kingma and Welling (2013); Rombach et al. (2022), section 3.1; SSIM as a
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from sdlearn.images import ssim_map
+from sdlearn.training.loop import Examples, Options, train
 
 SUBJECT_WEIGHT = 4.0  # Backgrounds are large and smooth, subjects small and what one looks at.
 LATENT_NOISE = 0.1  # Standard deviation: the U-Net's latents are never exact, so be tolerant.
@@ -36,16 +39,16 @@ def gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reconstruction_loss(
-    decoded: torch.Tensor, pixels: torch.Tensor, subject: torch.Tensor
+    decoded: torch.Tensor, pixels: torch.Tensor, subject: torch.Tensor | None = None
 ) -> torch.Tensor:
     """L1 + L2 + image gradients, more where a subject stands, + 1 - SSIM; a scalar.
 
     Args:
         decoded: pictures, (B, 3, H, W) in [-1, 1].
         pixels: what they should be.
-        subject: (B, 1, H, W), 1 where a subject stands, else 0.
+        subject: (B, 1, H, W), 1 where a subject stands, else 0; None where that is not known.
     """
-    weight = 1 + SUBJECT_WEIGHT * subject
+    weight = 1 + SUBJECT_WEIGHT * (torch.zeros_like(pixels[:, :1]) if subject is None else subject)
     weight = weight / weight.mean()
     error = decoded - pixels
     across, down = gradients(error)
@@ -58,7 +61,7 @@ def vae_loss(vae: torch.nn.Module, batch: dict) -> torch.Tensor:
     """The error of the decoded pictures, + a small KL; a scalar."""
     decoded, mean, logvar = (part.float() for part in vae(batch["pixels"]))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return reconstruction_loss(decoded, batch["pixels"], batch["subject"]) + KL_WEIGHT * kl
+    return reconstruction_loss(decoded, batch["pixels"], batch.get("subject")) + KL_WEIGHT * kl
 
 
 class Autoencode(torch.nn.Module):
@@ -94,3 +97,29 @@ def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
     quant.weight[:4] /= scale[:, None, None, None]
     quant.bias[:4] = (quant.bias[:4] - shift) / scale
     quant.bias[4:] -= 2 * scale.log()
+
+
+def train_vae(
+    pipe: StableDiffusionPipeline,
+    data: Examples,
+    *,
+    batch_size: int = 4,
+    learning_rate: float = 1.5e-3,
+    **options: Unpack[Options],
+) -> None:
+    """Train a pipeline's VAE in place; then scale its latents to unit variance.
+
+    Args:
+        pipe: the pipeline, in float32.
+        data: examples with ``pixels`` (3, H, W) in [-1, 1], and, if known, ``subject`` (1, H, W).
+        batch_size: how many a step sees.
+        learning_rate: the highest.
+        options: ``steps`` or ``minutes``, and more: see ``train``.
+    """
+    pipe.vae.requires_grad_(True)
+    train(
+        Autoencode(pipe.vae), data, vae_loss, batch_size=batch_size, learning_rate=learning_rate,
+        progress_bar=pipe.progress_bar, **options,
+    )  # fmt: skip
+    some = [data[i]["pixels"] for i in range(min(64, len(data)))]
+    normalise_latents(pipe.vae, torch.stack(some).to(pipe.vae.device))
