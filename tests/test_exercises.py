@@ -3,10 +3,12 @@
 import copy
 import csv
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 from pydoc import locate
 
 import exercises as book
@@ -293,29 +295,39 @@ def test_quizzes_are_shown_and_missing_ones_are_named(capsys):
 
 def nbgrader(course, *command):
     """Run a command of nbgrader in a course's folder."""
+    beside = Path(sys.executable).parent  # where alembic is, which nbgrader calls by its name
+    environment = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"}
     call = [sys.executable, "-m", "nbgrader", *command]
-    subprocess.run(call, cwd=course, check=True, capture_output=True, timeout=300)
+    subprocess.run(call, cwd=course, env=environment, check=True, capture_output=True, timeout=300)
 
 
 def test_a_class_of_three_is_graded_by_nbgrader(tmp_path):
     names = ("05-forward-noising", "08-the-scheduler-loop")
     book.main(["--class", str(tmp_path), "--secret", "pi"])
-    (tmp_path / "nbgrader_config.py").write_text('c = get_config()\nc.CourseDirectory.course_id = "sd"')
+    config = 'c = get_config()\nc.CourseDirectory.course_id = "sd"\n'
+    (tmp_path / "nbgrader_config.py").write_text(config, encoding="utf-8")
     for name in names:
         nbgrader(tmp_path, "generate_assignment", name)
         release = tmp_path / "release" / name / f"{name}.ipynb"
-        given, source = (nbformat.read(path, as_version=4)
-                         for path in (release, tmp_path / "source" / name / f"{name}.ipynb"))  # fmt: skip
+        source = nbformat.read(tmp_path / "source" / name / f"{name}.ipynb", as_version=4)
+        given = nbformat.read(release, as_version=4)
         assert "BEGIN" not in release.read_text(encoding="utf-8")
         for who in ("ada", "bob", "cyd"):
             handed_in = copy.deepcopy(given)
-            solved = [cell for cell in source.cells if "### BEGIN SOLUTION" in cell.source]
-            empty = [cell for cell in handed_in.cells if "YOUR CODE HERE" in cell.source]
+            solved, empty = (
+                [cell for cell in cells if cell.cell_type == "code" and mark in cell.source]
+                for cells, mark in (
+                    (source.cells, "### BEGIN SOLUTION"),
+                    (handed_in.cells, "YOUR CODE HERE"),
+                )
+            )
             for cell, solution in zip(empty, solved):
                 if who != "cyd":
                     cell.source = solution.source
             if who == "bob":  # a known mistake in the first exercise
-                old, new = ("(1 - a).sqrt()", "(1 - a)") if name[:2] == "05" else ("/ a**0.5", "/ a")
+                old, new = (
+                    ("(1 - a).sqrt()", "(1 - a)") if name[:2] == "05" else ("/ a**0.5", "/ a")
+                )
                 empty[0].source = empty[0].source.replace(old, new)
             folder = tmp_path / "submitted" / who / name
             folder.mkdir(parents=True)
