@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,13 +16,14 @@ import exercises as book
 import nbformat
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from nbclient import NotebookClient
 
 import sdlearn.noise
 from sdlearn.exercises import NotYet, check, compare, exercise, predict, progress, quiz
 from sdlearn.exercises.__main__ import main
 from sdlearn.exercises.asking import questions
+from sdlearn.exercises.assignments import assignments
 from sdlearn.exercises.catalogue import chapters
 from sdlearn.exercises.notes import seed_of
 
@@ -343,3 +345,33 @@ def test_a_class_of_three_is_graded_by_nbgrader(tmp_path):
     }  # fmt: skip
     (page,) = (tmp_path / "feedback" / "bob" / names[0]).glob("*.html")
     assert "lacks its root" in page.read_text(encoding="utf-8")
+
+
+def test_neighbours_have_assignments_with_their_own_numbers(capsys):
+    ada, again, grace, kept = (assignments(name, secret) for name, secret in (
+        ("Ada", ""), (" ada", ""), ("Grace", ""), ("Ada", "pi")))  # fmt: skip
+    assert ada == again and len(ada) == 5
+    for other in (grace, kept):
+        assert all(one.task != another.task for one, another in zip(ada[1:4], other[1:4]))
+    assert main(["assignment", "Ada", "--answers"]) == 0
+    printed = capsys.readouterr().out
+    assert all(one.task in printed and one.answer in printed for one in ada)
+    assert main(["assignment", " "]) == 2
+
+
+def test_the_answers_of_an_assignment_are_right():
+    """Read off the task's own words, and worked out anew."""
+    for name in ("Ada", "Grace", "Emmy"):
+        tasks = assignments(name)
+        lists = [json.loads(each) for each in re.findall(r"\[.*?\]", tasks[2].task)]
+        g = float(re.search(r"scale is ([\d.]+)\.", tasks[2].task)[1])
+        guided = [round(u + g * (c - u), 2) for u, c in zip(*lists)]
+        assert tasks[2].answer.startswith(str(guided))
+        x, noise = (json.loads(each) for each in re.findall(r"\[.*?\]", tasks[3].task))
+        a, a_next = map(float, re.findall(r"(0\.\d+|1\.\d+)(?=[ .])", tasks[3].task)[-2:])
+        scheduler = DDIMScheduler(set_alpha_to_one=False, clip_sample=False)
+        scheduler.alphas_cumprod = torch.tensor([a_next, a])
+        scheduler.num_inference_steps = scheduler.config.num_train_timesteps
+        after = scheduler.step(torch.tensor(noise), 1, torch.tensor(x)).prev_sample
+        said = json.loads(tasks[3].answer.partition(", x_0")[0])
+        assert said == pytest.approx(after.tolist(), abs=0.011)
