@@ -7,6 +7,7 @@ mistakes that people make: the one which gives the same results names the reason
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class NotYet(AssertionError):
     """What is wrong with an answer, in words. A notebook shows the words alone."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"Not yet: {self}"]
+        return textwrap.wrap(f"Not yet: {self}", 76)
 
 
 class OutOfReach(Exception):

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sdlearn.exercises.examination import NotYet
+
 FILE = Path("progress.json")  # In the folder of the notebook, where its kernel runs.
 
 
@@ -52,12 +54,12 @@ def predict(name: str, expected: Any, because: str) -> None:
         because: a sentence.
 
     Raises:
-        ValueError: no expectation, or no reason given.
+        NotYet: no expectation, or no reason given.
     """
     if expected is ...:
-        raise ValueError("put what you expect in the place of the three dots")
+        raise NotYet("put what you expect in the place of the three dots")
     if not isinstance(because, str) or len(because.split()) < 3:
-        raise ValueError("because must be a sentence: what makes you expect it?")
+        raise NotYet("because must be a sentence: what makes you expect it?")
     notes = _read()
     first = notes["predicted"].setdefault(name, {"expected": expected, "because": because})
     _write(notes)
@@ -69,11 +71,11 @@ def compare(name: str, outcome: Any) -> None:
     """Show what happened beside what was predicted.
 
     Raises:
-        ValueError: nothing was predicted yet.
+        NotYet: nothing was predicted yet.
     """
     said = _read()["predicted"].get(name)
     if said is None:
-        raise ValueError(f"predict({name!r}, ...) first: what do you expect, and why?")
+        raise NotYet(f"predict({name!r}, ...) first: what do you expect, and why?")
     print(f"you expected: {said['expected']}, because {said['because']}")
     print(f"it is:        {outcome}")
 
