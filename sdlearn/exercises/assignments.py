@@ -77,9 +77,9 @@ def _attention(rng: random.Random) -> Assignment:
     q = [rng.randint(-2, 2) or 1 for _ in range(2)]
     keys = [[rng.randint(-2, 2) for _ in range(2)] for _ in range(3)]
     values = [[rng.randint(0, 4) for _ in range(2)] for _ in range(3)]
-    tensors = [torch.tensor(each, dtype=torch.float32) for each in ([q], keys, values)]
-    weights = (tensors[0] @ tensors[1].T / 2**0.5).softmax(-1)
-    out = F.scaled_dot_product_attention(*[each[None] for each in tensors])[0, 0]
+    query, key, value = (torch.tensor([each]).float() for each in ([q], keys, values))
+    weights = (query[0] @ key[0].T / 2**0.5).softmax(-1)
+    out = F.scaled_dot_product_attention(query, key, value)[0, 0]
     return Assignment(
         "Attention for three tokens, on paper",
         f"One place has the query {q}. Three tokens have the keys {keys} and the values {values}. "
