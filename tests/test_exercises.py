@@ -117,7 +117,7 @@ add_noise = sdlearn.noise.add_noise
         (by_diffusers, "calls diffusers.DDPMScheduler.add_noise"),
         (fails, "case 1, .*tensor of 1 × 4 × 6 × 6.* ends in RuntimeError"),
         (wrong_shape, "you return a tensor of 4 × 6 × 6, a tensor of 1 × 4 × 6 × 6 is wanted"),
-        (doubled, "-2 times too large"),
+        (doubled, "it has -2 times the right size"),
         (not_a_tensor, "you return 3, a tensor of 1 × 4 × 6 × 6 is wanted"),
     ],
     ids=lambda each: getattr(each, "__name__", None),

@@ -46,6 +46,10 @@ def _keys_as_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q, k, k)
 
 
+def _scaled_by_words(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.T / k.shape[0] ** 0.5).softmax(-1) @ v
+
+
 ATTEND = Exercise(
     name="07.1",
     title="Attention for a few tokens",
@@ -56,6 +60,10 @@ ATTEND = Exercise(
     start="the scores are q @ k.T, a row for each place and a column for each word",
     mistakes=(
         Mistake("the scores are not divided by √d, so that the largest one takes all", _unscaled),
+        Mistake(
+            "you divide by the root of the number of words; d is the length of a query",
+            _scaled_by_words,
+        ),
         Mistake("you divide by d; it is the root of d, the deviation of a sum of d", _scaled_by_d),
         Mistake(
             "your softmax runs over the places: each word is shared out among the places. It must "
@@ -86,6 +94,7 @@ def guide_cases(generator: Generator) -> list[tuple]:
     """Draw both halves of batches; channels are even in number, so that a wrong cut is no error."""
     shapes = ((2, 4, 3, 3), (4, 4, 6, 2), (6, 2, 5, 5))
     scales = 1 + 9 * torch.rand(len(shapes), generator=generator)
+    scales[-1] = 0.5  # Between the two predictions: nothing switches at 1.
     return [(torch.randn(s, generator=generator), float(g)) for s, g in zip(shapes, scales)]
 
 
@@ -113,6 +122,14 @@ def _cut_channels(noise_pred: Tensor, guidance_scale: float) -> Tensor:
 
 def _not_guided(noise_pred: Tensor, guidance_scale: float) -> Tensor:
     return guide(noise_pred, 1.0)
+
+
+def _no_brackets(noise_pred: Tensor, guidance_scale: float) -> Tensor:
+    return guidance_scale * noise_pred.chunk(2)[1]
+
+
+def _arrow_reversed(noise_pred: Tensor, guidance_scale: float) -> Tensor:
+    return guide(noise_pred, -guidance_scale)
 
 
 GUIDE = Exercise(
@@ -143,6 +160,12 @@ GUIDE = Exercise(
         ),
         Mistake("you cut the channels in two; the halves lie along the batch", _cut_channels),
         Mistake("guidance_scale has no effect in yours", _not_guided),
+        Mistake("brackets: the scale multiplies the whole difference", _no_brackets),
+        Mistake(
+            "your arrow points away from the prompt: it leads from the unconditional prediction to "
+            "the one with text",
+            _arrow_reversed,
+        ),
     ),
 )  # fmt: skip
 
@@ -186,6 +209,15 @@ def _summed(weights: Tensor, positions: list[int], height: int, width: int) -> T
     return heat_map(weights, positions, height, width) * len(positions)
 
 
+def _heads_added(weights: Tensor, positions: list[int], height: int, width: int) -> Tensor:
+    return heat_map(weights, positions, height, width) * len(weights)
+
+
+def _stretched(weights: Tensor, positions: list[int], height: int, width: int) -> Tensor:
+    mean = heat_map(weights, positions, height, width)
+    return mean / mean.max()
+
+
 HEAT_MAP = Exercise(
     name="07.3",
     title="The heat map of a word",
@@ -206,6 +238,12 @@ HEAT_MAP = Exercise(
             "you look one token to the left: positions count the start token already", _shifted
         ),
         Mistake("you add up the word's tokens; take their mean", _summed),
+        Mistake("you add up the heads; take their mean", _heads_added),
+        Mistake(
+            "you stretch the map until its largest value is 1; keep the shares, so that maps of "
+            "different words can be compared",
+            _stretched,
+        ),
     ),
     tolerance=1e-6,
 )
@@ -253,6 +291,15 @@ def _wholly(guided: Tensor, text: Tensor, guidance_rescale: float) -> Tensor:
     return rescale(guided, text, 1.0)
 
 
+def _mixed_with_text(guided: Tensor, text: Tensor, guidance_rescale: float) -> Tensor:
+    return guidance_rescale * rescale(guided, text, 1.0) + (1 - guidance_rescale) * text
+
+
+def _variances(guided: Tensor, text: Tensor, guidance_rescale: float) -> Tensor:
+    ratio = text.var((1, 2, 3), keepdim=True) / guided.var((1, 2, 3), keepdim=True)
+    return guidance_rescale * guided * ratio + (1 - guidance_rescale) * guided
+
+
 RESCALE = Exercise(
     name="07.4",
     title="Guidance that does not burn",
@@ -270,6 +317,8 @@ RESCALE = Exercise(
             _shares_exchanged,
         ),
         Mistake("guidance_rescale has no effect in yours: it is always rescaled whole", _wholly),
+        Mistake("you mix with the prediction with text; mix with the guided one", _mixed_with_text),
+        Mistake("that is a ratio of variances; take that of deviations", _variances),
     ),
     out_of_reach=(
         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion.rescale_noise_cfg",

@@ -61,6 +61,16 @@ def _not_divided(x_t: Tensor, noise_pred: Tensor, a: float, a_next: float) -> Te
     return a_next**0.5 * x_0 + (1 - a_next) ** 0.5 * noise_pred
 
 
+def _as_much_noise(x_t: Tensor, noise_pred: Tensor, a: float, a_next: float) -> Tensor:
+    x_0 = _stays_at_the_picture(x_t, noise_pred, a, a_next)
+    return a_next**0.5 * x_0 + (1 - a) ** 0.5 * noise_pred
+
+
+def _no_brackets(x_t: Tensor, noise_pred: Tensor, a: float, a_next: float) -> Tensor:
+    x_0 = x_t - (1 - a) ** 0.5 * noise_pred / a**0.5
+    return a_next**0.5 * x_0 + (1 - a_next) ** 0.5 * noise_pred
+
+
 DDIM = Exercise(
     name="08.1",
     title="A step of DDIM",
@@ -90,6 +100,8 @@ DDIM = Exercise(
             "the predicted picture is not divided by √ᾱ, by which it is shrunk in x_t",
             _not_divided,
         ),
+        Mistake("brackets: √ᾱ divides x_t, too", _no_brackets),
+        Mistake("you put back as much noise as there is at t; at t' there is less", _as_much_noise),
     ),
     out_of_reach=("sdlearn.schedulers.ddim_step", "diffusers.DDIMScheduler.step"),
 )
@@ -131,6 +143,18 @@ def _with_both_ends(count: int, spacing: str) -> list[int]:
     return torch.linspace(999, 0, count).round().int().tolist()
 
 
+def _leading_upwards(count: int, spacing: str) -> list[int]:
+    return spaced(count, spacing)[:: -1 if spacing == "leading" else 1]
+
+
+def _exchanged(count: int, spacing: str) -> list[int]:
+    return spaced(count, "trailing" if spacing == "leading" else "leading")
+
+
+def _trailing_with_both_ends(count: int, spacing: str) -> list[int]:
+    return spaced(count, spacing) if spacing == "leading" else _with_both_ends(count, spacing)
+
+
 SPACED = Exercise(
     name="08.2",
     title="Which timesteps?",
@@ -142,6 +166,14 @@ SPACED = Exercise(
     mistakes=(
         Mistake('you return the leading ones for "trailing", too', _always_leading),
         Mistake('you return the trailing ones for "leading", too', _always_trailing),
+        Mistake("your leading list runs upwards; turn it round", _leading_upwards),
+        Mistake(
+            "leading and trailing are exchanged: trailing has 999 in it, leading has 0", _exchanged
+        ),
+        Mistake(
+            "your trailing list has both ends in it; it ends one gap above 0, less 1",
+            _trailing_with_both_ends,
+        ),
         Mistake("your list runs upwards; the loop goes from much noise to little", _upwards),
         Mistake(
             "your trailing list begins at 1000, but the last of the thousand timesteps is 999",
@@ -219,6 +251,31 @@ def _not_halved(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Ten
     return x + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma_next))
 
 
+def _corrects_at_zero(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
+    tried = _euler(x, slope, sigma, sigma_next)
+    return x + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma_next)) / 2
+
+
+def _asked_where_it_stood(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
+    if sigma_next == 0:
+        return _euler(x, slope, sigma, sigma_next)
+    return x + (sigma_next - sigma) * (slope(x, sigma) + slope(x, sigma_next)) / 2
+
+
+def _half_of_the_second(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
+    tried = _euler(x, slope, sigma, sigma_next)
+    if sigma_next == 0:
+        return tried
+    return x + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma_next) / 2)
+
+
+def _midpoint(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
+    middle = (sigma + sigma_next) / 2
+    if sigma_next == 0:
+        return _euler(x, slope, sigma, sigma_next)
+    return x + (sigma_next - sigma) * slope(_euler(x, slope, sigma, middle), middle)
+
+
 HEUN = Exercise(
     name="08.3",
     title="A step of Heun",
@@ -243,6 +300,17 @@ HEUN = Exercise(
             _asked_at_the_old_level,
         ),
         Mistake("the two slopes are added; their mean is wanted", _not_halved),
+        Mistake("at sigma_next = 0 keep Euler's step", _corrects_at_zero),
+        Mistake(
+            "the second slope is asked for where you stood; ask where Euler's step ends",
+            _asked_where_it_stood,
+        ),
+        Mistake("brackets: the half is of the sum of both slopes", _half_of_the_second),
+        Mistake(
+            "that is the midpoint method: as good, but its slope is another one's. Heun asks at "
+            "both ends",
+            _midpoint,
+        ),
     ),
 )
 
@@ -273,9 +341,7 @@ def _leans_back(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) ->
 
 
 def _ratio_inverted(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -> Tensor:
-    a_before, a, a_next = (torch.tensor(each, dtype=torch.float64).logit() for each in alphas)
-    r = float((a - a_before) / (a_next - a))
-    return dpm(x_t, original, original - (original - before) * r * r, alphas)
+    return dpm(x_t, original, original - (original - before) * _ratio(alphas) ** 2, alphas)
 
 
 def _not_by_half(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -> Tensor:
@@ -283,9 +349,31 @@ def _not_by_half(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -
 
 
 def _even_steps(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -> Tensor:
+    return dpm(x_t, original, original - (original - before) * _ratio(alphas), alphas)
+
+
+def _noise_of_the_old_guess(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -> Tensor:
+    _, a, a_next = alphas
+    r = _ratio(alphas)
+    lean = original + (original - before) / (2 * r)
+    noise_pred = (x_t - a**0.5 * original) / (1 - a) ** 0.5
+    return a_next**0.5 * lean + (1 - a_next) ** 0.5 * noise_pred
+
+
+def _ratio(alphas: tuple) -> float:
     a_before, a, a_next = (torch.tensor(each, dtype=torch.float64).logit() for each in alphas)
-    r = float((a - a_before) / (a_next - a))
-    return dpm(x_t, original, original - (original - before) * r, alphas)
+    return float((a - a_before) / (a_next - a))
+
+
+def _measured_in_alpha(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -> Tensor:
+    a_before, a, a_next = alphas
+    wrong = (a - a_before) / (a_next - a)
+    return dpm(x_t, original, original - (original - before) * _ratio(alphas) / wrong, alphas)
+
+
+def _from_the_guess_before(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -> Tensor:
+    lean = before + (original - before) / (2 * _ratio(alphas))
+    return dpm_solver_step(x_t, lean, alphas[1], alphas[2])
 
 
 DPM = Exercise(
@@ -308,6 +396,14 @@ DPM = Exercise(
         ),
         Mistake("the half in 1 / (2 r) is missing: half-way along the coming step", _not_by_half),
         Mistake("you take r as 1; the stretches of λ differ in length", _even_steps),
+        Mistake(
+            "your noise belongs to the picture before it was leaned: work it out from x_t and the "
+            "leaned one",
+            _noise_of_the_old_guess,
+        ),
+        Mistake("you measure the stretches in ᾱ; measure them in λ", _measured_in_alpha),
+        Mistake("lean from the picture predicted now, not from the one before",
+                _from_the_guess_before),
     ),
     out_of_reach=("sdlearn.schedulers.dpm_solver_step",
                   "diffusers.DPMSolverMultistepScheduler.step"),

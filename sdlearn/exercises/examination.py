@@ -175,6 +175,8 @@ def shown(value: Any) -> str:
         return "tensor of " + " × ".join(str(side) for side in value.shape)
     if isinstance(value, (float, Tensor)):
         return f"{float(value):.4g}"
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
     return repr(value) if len(repr(value)) < 60 else type(value).__name__
 
 
@@ -190,8 +192,17 @@ def difference(result: Any, wanted: Any) -> str:
             return "your result holds NaN or infinity"
         ratio = float((result * wanted).sum() / (wanted * wanted).sum().clamp(min=1e-12))
         if alike(result, ratio * wanted, 1e-3) and abs(ratio) > 1e-6:
-            return "the sign is wrong" if abs(ratio + 1) < 1e-3 else f"{ratio:.3g} times too large"
+            return (
+                "the sign is wrong"
+                if abs(ratio + 1) < 1e-3
+                else f"it has {ratio:.2g} times the right size"
+            )
         size = float(wanted.abs().mean())
         off = float((result - wanted).abs().mean())
         return f"off by {off:.3g} in the mean, where the right values have a size of {size:.3g}"
+    if isinstance(wanted, (list, tuple)) and isinstance(result, (list, tuple)):
+        if len(result) != len(wanted):
+            return f"you return {len(result)} of them, {len(wanted)} are right"
+        at = next(i for i, each in enumerate(zip(result, wanted)) if not alike(*each, 1e-4))
+        return f"at place {at} {difference(result[at], wanted[at])}"
     return f"you return {shown(result)}, {shown(wanted)} is right"
