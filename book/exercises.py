@@ -12,6 +12,7 @@ A source is a notebook with its solutions between nbgrader's two marks. Tags say
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -119,7 +120,9 @@ def class_edition(source: NotebookNode, secret: str) -> NotebookNode:
             cell.source += "\n\n### BEGIN SOLUTION\n(read by the teacher)\n### END SOLUTION"
         elif kind == "check":
             about |= {"grade": True, "points": exercise(current).points}
-            again = cell.source.replace(")", f", student={secret + current!r})")
+            # Feedback shows hidden tests: one word must not give away the others, nor the secret.
+            word = hashlib.sha256(f"{secret} {current}".encode()).hexdigest()[:16]
+            again = cell.source.replace(")", f", student={word!r})")
             cell.source += f"\n### BEGIN HIDDEN TESTS\n{again}\n### END HIDDEN TESTS"
         elif kind == "hint":
             cell.source = folded(f"Hint {hints}", cell.source)

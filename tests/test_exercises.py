@@ -230,7 +230,8 @@ def test_the_class_edition_hides_its_tests_and_its_solutions_in_marks(tmp_path):
         graded = [cell for cell in made.cells if cell.metadata.get("nbgrader", {}).get("points")]
         hidden = [cell for cell in graded if "### BEGIN HIDDEN TESTS" in cell.source]
         assert len(hidden) == len(chapters()[path.stem[:2]])
-        assert all("student='pi" in cell.source for cell in hidden)
+        words = {re.search(r"student='(\w{16})'", cell.source)[1] for cell in hidden}
+        assert len(words) == len(hidden) and "pi" not in words
 
 
 def handed_in(answers):
@@ -246,9 +247,10 @@ def test_a_zip_of_notebooks_is_graded_each_in_a_process_of_its_own(tmp_path, cap
     right = [book.solution_of(code) for name, code in sources() if name.startswith("05")]
     wrong = [right[0].replace("(1 - a).sqrt()", "(1 - a)"), *right[1:]]
     stuck = ["while True: pass"]
+    forged = ["from sdlearn.exercises import Exercise\nExercise.examine = lambda *a: None"]
     online = ["import urllib.request as u\nu.urlopen('http://127.0.0.1:9')\n" + right[0]]
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        for name, answers in {"ada": right, "bob": wrong, "cyd": [], "../eve": online}.items():
+        for name, answers in {"ada": right, "bob": wrong, "cyd": forged, "../eve": online}.items():
             archive.writestr(f"{name}.ipynb", handed_in(answers))
         archive.writestr("dan.ipynb", "torn")
     out = tmp_path / "grades"
@@ -260,6 +262,7 @@ def test_a_zip_of_notebooks_is_graded_each_in_a_process_of_its_own(tmp_path, cap
     assert "lacks its root" in (out / "bob.html").read_text(encoding="utf-8")
     assert "nothing is written yet" in (out / "cyd.html").read_text(encoding="utf-8")
     assert not (tmp_path / "eve.html").exists() and (out / "..-eve.html").exists()
+    assert {row["of"] for row in table} == {"3", "0"}  # 0: not a notebook
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "fay.ipynb").write_text(handed_in(stuck), encoding="utf-8")
     main(["grade", str(tmp_path / "slow"), "--out", str(out), "--seconds", "8"])

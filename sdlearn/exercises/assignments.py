@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 
-from sdlearn.exercises.notes import seed_of
 from sdlearn.schedulers import ddim_step
 
 PROMPTS = (
@@ -25,7 +24,7 @@ PROMPTS = (
     "a blue owl in the forest at night",
 )
 SURGERIES = (
-    "exchange the first noun of the prompt at a step of your choice",
+    "exchange the first noun for another that postcards knows, at a step of your choice",
     "turn guidance off from a step of your choice on",
     "turn guidance on only from a step of your choice on",
     "begin with the mean of two seeds' starting noise, and again with its variance mended",
@@ -50,7 +49,8 @@ def assignments(student: str, secret: str = "") -> list[Assignment]:
     """
     if not student.strip():
         raise ValueError('pass a name, such as "Ada Lovelace": the numbers are drawn from it')
-    rng = random.Random(seed_of(student) ^ seed_of(secret))
+    name = " ".join(student.lower().split())
+    rng = random.Random(f"{secret}\0{name}")
     return [_jump(rng), _attention(rng), _guidance(rng), _step(rng), _loop(rng)]
 
 
@@ -59,7 +59,7 @@ def _numbers(rng: random.Random, count: int, digits: int = 1) -> list[float]:
 
 
 def _jump(rng: random.Random) -> Assignment:
-    end, snr = rng.choice((0.008, 0.010, 0.012, 0.014, 0.016)), rng.choice((0.25, 0.5, 1, 2, 4))
+    end, snr = rng.choice((0.008, 0.010, 0.012, 0.014, 0.016)), round(rng.uniform(0.2, 5), 2)
     a = DDIMScheduler(
         beta_start=0.00085, beta_end=end, beta_schedule="scaled_linear"
     ).alphas_cumprod
@@ -97,8 +97,10 @@ def _guidance(rng: random.Random) -> Assignment:
         "The order of guidance, and a failure explained",
         f"Without text a U-Net predicts {without}, with it {with_text}; the scale is {g}. Guide. "
         "Then exchange the two predictions, guide again, and say in three sentences what a picture "
-        "drawn so would show, and why. Draw one and see.",
-        f"{right}; exchanged {swapped}: away from the prompt",
+        'drawn so would show, and why. To draw one, exchange the prompts: text_to_image(pipe, "", '
+        "negative_prompt=...); a scale of 1 or less would turn guidance off.",
+        f"{right}; exchanged {swapped}: c + g (u - c) is u + (1 - g)(c - u), the same "
+        "direction with a negative scale, away from the prompt",
     )
 
 
@@ -107,13 +109,16 @@ def _step(rng: random.Random) -> Assignment:
     a = round(rng.uniform(0.1, 0.6), 2)
     a_next = round(a + rng.uniform(0.1, 0.3), 2)
     out = ddim_step(torch.tensor(x), torch.tensor(noise), a, a_next)
+    x_0 = [round((each - (1 - a) ** 0.5 * n) / a**0.5, 2) for each, n in zip(x, noise)]
+    far = [float((torch.tensor(x) - torch.tensor(each)).norm()) for each in (out.tolist(), x_0)]
     return Assignment(
         "A step of DDIM",
         f"x_t is {x}, the predicted noise {noise}, ᾱ is {a} and at the next timestep {a_next}. "
-        "Where does DDIM go? Give the predicted x_0 as well. Which of the two is nearer to x_t, "
-        "and why must it be?",
-        f"{[round(float(each), 2) for each in out]}, x_0 = "
-        f"{[round((each - (1 - a) ** 0.5 * n) / a**0.5, 2) for each, n in zip(x, noise)]}",
+        "Where does DDIM go? Give the predicted x_0 as well. Which of the two, as a vector, is "
+        "nearer to x_t? Why does one expect that, and what becomes of the rest of the way?",
+        f"{[round(float(each), 2) for each in out]}, x_0 = {x_0}; {far[0]:.2f} and {far[1]:.2f} "
+        "from x_t. A step goes part of the way, since the guess of x_0 is a mean that later steps "
+        "mend; expected, not a law",
     )
 
 
@@ -121,7 +126,7 @@ def _loop(rng: random.Random) -> Assignment:
     prompt, surgery, seed = rng.choice(PROMPTS), rng.choice(SURGERIES), rng.randrange(1000)
     return Assignment(
         "The whole loop, and one surgery",
-        f'Write the loop by hand for "{prompt}", seed {seed}, and show that it equals '
-        f"text_to_image, bit for bit. Then one surgery: {surgery}. Talk about it for five minutes.",
+        f'Write the loop by hand for "{prompt}", seed {seed}, ten steps of DDIM, guidance 2; show '
+        f"that it equals text_to_image, bit for bit. Then one surgery: {surgery}. Talk about it.",
         "the figure of both; the rubric in lesson.md",
     )

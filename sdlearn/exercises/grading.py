@@ -1,13 +1,16 @@
 """Grade a folder of handed-in notebooks, each in a process of its own.
 
 A process may use so much time and memory and, on Linux, no network; elsewhere Python's own sockets
-are shut, which keeps out the careless, not the malicious: grade strangers' code in a container.
+are shut. It does not see the grader's environment, and hears the secret when the notebook has run.
+That keeps out the careless. Who wants to can read files, or give himself all points: grade in a
+container without your home folder, and read what has full points.
 """
 
 from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import os
 import re
@@ -19,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdlearn.exercises.catalogue import exercise
-from sdlearn.exercises.examination import NotYet
+from sdlearn.exercises.catalogue import chapters, exercise
+from sdlearn.exercises.examination import Exercise, NotYet
 from sdlearn.exercises.notes import seed_of
 
 SECONDS = 300
@@ -69,7 +72,8 @@ def grade(source: Path, out: Path, secret: str = "", seconds: float = SECONDS) -
         points = {key: exercise(key).points * (words == "passed") for key, words in said.items()
                   if key != "notebook"}  # fmt: skip
         total = sum(points.values())
-        possible = sum(exercise(key).points for key in points)
+        every = [each for chapter in {key[:2] for key in points} for each in chapters()[chapter]]
+        possible = sum(exercise(each).points for each in every)
         rows.append({"notebook": name, **points, "points": total, "of": possible})
         print(f"{name}: {total} of {possible} points")
     columns = sorted({key for row in rows for key in row} - {"notebook", "points", "of"})
@@ -95,10 +99,17 @@ def _in_a_process(content: bytes, secret: str, seconds: float) -> dict[str, str]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "handed-in.ipynb").write_bytes(content)
         command = [sys.executable, "-m", "sdlearn.exercises.grading", "handed-in.ipynb"]
-        environment = {**os.environ, "SDLEARN_SECRET": secret, "HF_HUB_OFFLINE": "1"}
+        seen = ("PATH", "PYTHONPATH", "SYSTEMROOT", "OMP_NUM_THREADS", "SDLEARN_MODEL")
+        environment = {name: os.environ[name] for name in seen if name in os.environ}
+        environment |= {"HOME": folder, "HF_HUB_OFFLINE": "1"}
         try:
             subprocess.run(
-                command, cwd=folder, env=environment, timeout=seconds, capture_output=True
+                command,
+                cwd=folder,
+                env=environment,
+                timeout=seconds,
+                capture_output=True,
+                input=secret.encode(),
             )
         except subprocess.TimeoutExpired:
             return {"notebook": f"stopped after {seconds:.0f} seconds"}
@@ -108,21 +119,23 @@ def _in_a_process(content: bytes, secret: str, seconds: float) -> dict[str, str]
             return {"notebook": "ended without a result: out of memory, or not a notebook"}
 
 
-def run_and_examine(notebook: dict[str, Any], secret: str) -> dict[str, str]:
+def run_and_examine(notebook: dict[str, Any]) -> dict[str, str]:
     """Run a notebook's code cell by cell, a failing cell left behind; examine its answers."""
+    examine = Exercise.examine
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     space: dict[str, Any] = {"__name__": "__main__"}
+    heard, sys.stdin = sys.stdin, io.StringIO()  # What the notebook can read is nothing.
     for text in code:
         lines = [line for line in text.splitlines() if not line.lstrip().startswith(("%", "!"))]
         try:
             exec(compile("\n".join(lines), "<notebook>", "exec"), space)
-        except Exception:
+        except (Exception, SystemExit):
             continue  # An empty answer raises, and the next cell may be right.
-    said = {}
+    said, secret = {}, heard.read()
     for name, function in CHECK.findall("\n".join(code)):
         try:
             for seed in {seed_of(None), seed_of(secret + name)}:
-                exercise(name).examine(space.get(function), seed)  # type: ignore[arg-type]
+                examine(exercise(name), space.get(function), seed)  # type: ignore[arg-type]
             said[name] = "passed"
         except (NotYet, ValueError) as error:
             said[name] = str(error)
@@ -152,5 +165,5 @@ def _shut_in() -> None:
 if __name__ == "__main__":
     _shut_in()
     handed_in = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    result = run_and_examine(handed_in, os.environ.get("SDLEARN_SECRET", ""))
-    Path("said.json").write_text(json.dumps(result), encoding="utf-8")
+    here = Path("said.json").resolve()  # A cell may change the folder.
+    here.write_text(json.dumps(run_and_examine(handed_in)), encoding="utf-8")
