@@ -27,6 +27,10 @@ CHAPTERS = Path(__file__).parents[1] / "chapters"
 CELL_TIMEOUT = 300  # Seconds.
 MAX_BYTES = 2_000_000
 MAX_LINES = 15
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # A home, temporary or work folder at the start of a path; "example.org/home/" is not one.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp)/\w|\b[A-Z]:\\Users\\")
@@ -74,12 +78,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     What a cell prints is left alone: the tests compare it.
     """
     notebook = copy.deepcopy(notebook)
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
-        }
-    )
+    notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     count = 0
     for number, cell in enumerate(notebook.cells):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from build import begin
+from build import METADATA, begin
 from nbformat import NotebookNode, v4
 
 from sdlearn.exercises import exercise
@@ -28,10 +28,6 @@ SOURCES = Path(__file__).parent / "exercises"
 READERS = Path(__file__).parents[1] / "chapters" / "exercises"
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)\n *### END SOLUTION", re.M | re.S)
 EMPTY = r"\1# YOUR CODE HERE\n\1raise NotImplementedError"
-METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
-}
 
 
 def tag(cell: NotebookNode) -> tuple[str, str]:

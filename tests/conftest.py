@@ -106,3 +106,22 @@ def sizes(pipe: StableDiffusionPipeline) -> tuple[int, int]:
 def seeded(seed: int = 0) -> torch.Generator:
     """Return a CPU generator."""
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def tiny(random_pipe):
+    """A random model of two blocks each way: what is trained here, is trained in a second."""
+    torch.manual_seed(0)
+    pipe = copy.copy(random_pipe)
+    pipe.unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+    )
+    pipe.unet.eval().requires_grad_(False)
+    return pipe

@@ -1,11 +1,9 @@
 """ControlNet on edges: what it begins as, what it leaves alone, and that shapes follow."""
 
-import copy
-
 import pytest
 import torch
 from conftest import seeded
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch.utils.data import default_collate
 
 from sdlearn.postcards.evaluate import true_renders
@@ -92,25 +90,6 @@ def test_what_ships_at_scale_0_changes_nothing_and_at_1_does(postcards, shipped)
     off = drawn(postcards, shipped, lines, controlnet_conditioning_scale=0.0)
     assert torch.equal(off, plain(postcards))
     assert not torch.allclose(drawn(postcards, shipped, lines), off, atol=0.1)
-
-
-@pytest.fixture
-def tiny(random_pipe):
-    """A random model of two blocks each way: what is trained here, is trained in a second."""
-    torch.manual_seed(0)
-    pipe = copy.copy(random_pipe)
-    pipe.unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=24,
-        attention_head_dim=4,
-    )
-    pipe.unet.eval().requires_grad_(False)
-    return pipe
 
 
 def test_what_ships_is_small():

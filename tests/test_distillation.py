@@ -9,7 +9,6 @@ from diffusers import (
     DDIMScheduler,
     LCMScheduler,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
 from torch.utils.data import default_collate
 
@@ -109,25 +108,6 @@ def test_the_loss_compares_neighbours_on_a_path(postcards):
     sigma = (1 / scheduler.alphas_cumprod[t] - 1).sqrt()  # of the noise beside a whole picture
     theirs = ((error**2 + 1e-6).sqrt() - 1e-3).mean() / sigma.squeeze() ** 0.5
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-
-
-@pytest.fixture
-def tiny(random_pipe):
-    """A random model of two blocks each way: what is trained here, is trained in a second."""
-    torch.manual_seed(0)
-    pipe = copy.copy(random_pipe)
-    pipe.unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=24,
-        attention_head_dim=4,
-    )
-    pipe.unet.eval().requires_grad_(False)
-    return pipe
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Generator, Tensor
 
-from sdlearn.exercises.examination import Exercise, Mistake
+from sdlearn.exercises.examination import Exercise, Mistake, per_picture
 
 
 def _drawn(shape: Sequence[int], generator: Generator) -> Tensor:
@@ -42,26 +42,22 @@ def jump_cases(generator: Generator) -> list[tuple]:
     ]
 
 
-def _per_picture(x: Tensor, alpha_bar: Tensor) -> Tensor:
-    return alpha_bar.reshape(-1, *[1] * (x.ndim - 1))
-
-
 def _swapped(x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return jump(noise, x_0, alpha_bar)
 
 
 def _no_roots(x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    a = _per_picture(x_0, alpha_bar)
+    a = per_picture(alpha_bar, x_0)
     return a * x_0 + (1 - a) * noise
 
 
 def _root_inside(x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    a = _per_picture(x_0, alpha_bar)
+    a = per_picture(alpha_bar, x_0)
     return a.sqrt() * x_0 + (1 - a.sqrt()) * noise
 
 
 def _variance_as_deviation(x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    a = _per_picture(x_0, alpha_bar)
+    a = per_picture(alpha_bar, x_0)
     return a.sqrt() * x_0 + (1 - a) * noise
 
 

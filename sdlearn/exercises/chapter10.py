@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from sdlearn.exercises.examination import Exercise, Mistake
+from sdlearn.exercises.examination import Exercise, Mistake, per_picture
 
 # 10.1 ------------------------------------------------------------------------------------------
 
@@ -218,14 +218,14 @@ Model = Callable[[Tensor, Tensor], Tensor]
 
 def toy_model(x_t: Tensor, t: Tensor) -> Tensor:
     """Answer as a denoiser does, from the noisy pictures and their timesteps."""
-    return 0.7 * torch.tanh(x_t) * (1 + t.float() / 1000).reshape(-1, *[1] * (x_t.ndim - 1))
+    return 0.7 * torch.tanh(x_t) * per_picture(1 + t.float() / 1000, x_t)
 
 
 def training_loss(
     model: Model, x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
     """Return the loss of one batch (Ho et al. 2020, algorithm 1)."""
-    a = alphas_cumprod[t].reshape(-1, *[1] * (x_0.ndim - 1))
+    a = per_picture(alphas_cumprod[t], x_0)
     return F.mse_loss(model(a.sqrt() * x_0 + (1 - a).sqrt() * noise, t), noise)
 
 
@@ -244,14 +244,14 @@ def loss_cases(generator: Generator) -> list[tuple]:
 def _of_the_picture(
     model: Model, x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
-    a = alphas_cumprod[t].reshape(-1, *[1] * (x_0.ndim - 1))
+    a = per_picture(alphas_cumprod[t], x_0)
     return F.mse_loss(model(a.sqrt() * x_0 + (1 - a).sqrt() * noise, t), x_0)
 
 
 def _of_the_noisy(
     model: Model, x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
-    a = alphas_cumprod[t].reshape(-1, *[1] * (x_0.ndim - 1))
+    a = per_picture(alphas_cumprod[t], x_0)
     x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
     return F.mse_loss(model(x_t, t), x_t)
 

@@ -7,16 +7,12 @@ from diffusers import DDPMScheduler, LCMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Generator, Tensor
 
-from sdlearn.exercises.examination import Exercise, Mistake
+from sdlearn.exercises.examination import Exercise, Mistake, per_picture
 
 
 def _pair(shape: tuple, generator: Generator) -> tuple[Tensor, Tensor]:
     one, other = torch.randn(2, *shape, generator=generator)
     return one, other
-
-
-def _per_picture(numbers: Tensor, x: Tensor) -> Tensor:
-    return numbers.reshape(-1, *[1] * (x.ndim - 1))
 
 
 SHAPES = ((1, 4, 5, 3), (3, 2, 4, 3), (4, 4, 4, 4))
@@ -42,7 +38,7 @@ def velocity_cases(generator: Generator) -> list[tuple]:
 
 
 def _v(x_0: Tensor, noise: Tensor, signal: Tensor, of_noise: Tensor) -> Tensor:
-    return _per_picture(signal, x_0) * noise - _per_picture(of_noise, x_0) * x_0
+    return per_picture(signal, x_0) * noise - per_picture(of_noise, x_0) * x_0
 
 
 def _v_negative(x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -97,7 +93,7 @@ VELOCITY = Exercise(
 
 def flow(x_0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return the point of the straight path at t, and the velocity along it."""
-    t = _per_picture(t, x_0)
+    t = per_picture(t, x_0)
     return (1 - t) * x_0 + t * noise, noise - x_0
 
 
@@ -116,7 +112,7 @@ def _time_turned(x_0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _curved(x_0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    t = _per_picture(t, x_0)
+    t = per_picture(t, x_0)
     return (1 - t).sqrt() * x_0 + t.sqrt() * noise, noise - x_0
 
 

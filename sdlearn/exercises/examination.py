@@ -149,6 +149,11 @@ def _results(answer: Callable[..., Any], cases: Sequence[tuple]) -> list[Any] | 
         return None
 
 
+def per_picture(numbers: Tensor, pictures: Tensor) -> Tensor:
+    """Give one number for each picture, (B,), the axes with which it multiplies them."""
+    return numbers.reshape(-1, *[1] * (pictures.ndim - 1))
+
+
 def alike(one: Any, other: Any, tolerance: float) -> bool:
     """Whether two results are equal, numbers within a tolerance, tensors in shape, too."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):

@@ -7,8 +7,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from sdlearn.training.pictures import Pictures
-from sdlearn.unet import latent_size
+from sdlearn.training.pictures import pictures_for
 
 
 def pictures_in(
@@ -24,6 +23,5 @@ def pictures_in(
     Raises:
         ValueError: no folder, no picture in it, or a line of metadata that cannot be read.
     """
-    height, width = (side * pipe.vae_scale_factor for side in latent_size(pipe.unet))
-    data = Pictures(folder, (height, width))
+    data = pictures_for(pipe, folder)
     return [data.picture(i) for i in range(len(data))], data.texts

@@ -9,12 +9,13 @@ from diffusers import StableDiffusionPipeline
 
 from sdlearn.pipeline import MODELS
 
+POSTCARDS = Path(MODELS["postcards"][0])  # the shipped weights
 # A LoRA that draws in one to four steps. ``pipe.load_lora_weights(FEW_STEPS)``, then
 # ``pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)``, and guidance 1: off.
-FEW_STEPS = Path(MODELS["postcards"][0]).parent / "few-steps"
+FEW_STEPS = POSTCARDS.parent / "few-steps"
 # A ControlNet that follows ``training.control.edges(pixels)``: ``ControlNetModel.from_pretrained``,
 # then ``StableDiffusionControlNetPipeline(**pipe.components, controlnet=...)``.
-EDGES = Path(MODELS["postcards"][0]).parent / "edges"
+EDGES = POSTCARDS.parent / "edges"
 
 # The best of ``python -m sdlearn.postcards.evaluate --grid``; the model card has the table.
 STEPS = 10

@@ -37,11 +37,11 @@ from sdlearn.__main__ import exit_status
 from sdlearn.images import psnr, ssim
 from sdlearn.postcards import judge
 from sdlearn.postcards.data import JudgedPictures, MaskedPostcards, Postcards
+from sdlearn.postcards.model import POSTCARDS
 from sdlearn.training import clip, control, decoder, distillation, places, unet, vae
 from sdlearn.training.loop import Options, train
-from sdlearn.training.model import POSTCARDS, new_pipeline, pack
-from sdlearn.training.pictures import Pictures
-from sdlearn.unet import latent_size
+from sdlearn.training.model import new_pipeline, pack
+from sdlearn.training.pictures import pictures_for
 
 UNSEEN = 10**9  # The first seed of pictures that no training shows.
 
@@ -118,13 +118,15 @@ class Part(NamedTuple):
     Attributes:
         run: trains; takes a pipeline, the command's arguments, and those of ``train``.
         minutes: how long, on two CPU cores.
-        trains: what of the pipeline it changes; what else it needs is taken as it was shipped,
-            unless this run has trained it.
+        trains: what of the pipeline it changes.
+        anew: whether that begins with random weights, unless this run has trained it. What else
+            the part needs is taken as it was shipped.
     """
 
     run: Callable[[StableDiffusionPipeline, argparse.Namespace, Any], None]
     minutes: float
     trains: tuple[str, ...]
+    anew: bool = True
 
 
 ENCODERS, DENOISER = ("text_encoder", "image_encoder"), ("unet", "text_encoder")
@@ -138,7 +140,7 @@ PARTS = {
     "unet-all": Part(partial(train_unet, lesson="all"), 180, DENOISER),
     "clip-again": Part(partial(train_clip, held=True), 15, ENCODERS),
     "judge": Part(train_judge, 15, ()),
-    "decoder": Part(train_decoder, 120, ()),  # of a VAE that is there
+    "decoder": Part(train_decoder, 120, ("vae",), anew=False),
 }
 BESIDE = {
     "few-steps": Part(train_few_steps, 60, ()),
@@ -152,8 +154,7 @@ def data_of(
 ) -> Any:
     """Return the pictures to learn from: a folder's, or postcards."""
     if args.data:
-        height, width = (side * pipe.vae_scale_factor for side in latent_size(pipe.unet))
-        return Pictures(args.data, (height, width))
+        return pictures_for(pipe, args.data)
     return kind(args.pictures, **how)
 
 
@@ -204,7 +205,8 @@ def run_part(name: str, args: argparse.Namespace) -> None:
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", device_placement=False)
     set_seed(0, device_specific=True)
     part = {**PARTS, **BESIDE}[name]
-    pipe = assemble(args.folder, () if args.further else part.trains).to(accelerator.device)
+    untrained = part.trains if part.anew and not args.further else ()
+    pipe = assemble(args.folder, untrained).to(accelerator.device)
     # One bar, and in a file a line a minute.
     slow = 0.1 if sys.stderr.isatty() else 60
     pipe.set_progress_bar_config(
@@ -220,7 +222,7 @@ def run_part(name: str, args: argparse.Namespace) -> None:
     given = {"batch_size": args.batch_size, "learning_rate": args.learning_rate}
     part.run(pipe, args, {**how, **{key: value for key, value in given.items() if value}})
     if accelerator.is_main_process:
-        for changed in ("vae",) if name == "decoder" else part.trains:
+        for changed in part.trains:
             getattr(pipe, changed).cpu().save_pretrained(args.folder / "model" / changed)
     accelerator.wait_for_everyone()  # The next part reads what the first process writes.
 

@@ -9,12 +9,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from sdlearn.pipeline import MODELS
+from sdlearn.postcards.model import POSTCARDS
 from sdlearn.training.clip import make_image_encoder, make_text_encoder
 from sdlearn.training.unet import make_scheduler, make_unet
 from sdlearn.training.vae import make_vae
 
-POSTCARDS = Path(MODELS["postcards"][0])  # the shipped weights
 MAX_SHARD = "15MB"
 
 

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any, Protocol
 
+from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -15,6 +16,7 @@ from sdlearn import checks
 from sdlearn.images import open_image
 from sdlearn.postcards.data import pixels_of
 from sdlearn.training.loop import Examples
+from sdlearn.unet import latent_size
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTIONS = "metadata.jsonl"
@@ -85,6 +87,12 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"pixels": pixels_of(self.picture(index)), "caption": self.texts[index] or ""}
+
+
+def pictures_for(pipe: StableDiffusionPipeline, folder: str | Path) -> Pictures:
+    """Return a folder's pictures in the size that a pipeline learnt on; see ``Pictures``."""
+    height, width = (side * pipe.vae_scale_factor for side in latent_size(pipe.unet))
+    return Pictures(folder, (height, width))
 
 
 def _captions(file: Path) -> dict[str, str]:

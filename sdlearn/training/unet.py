@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdlearn.training.checkpoint import replaced
 from sdlearn.training.loop import Options, train
 from sdlearn.training.pictures import Described
 
@@ -121,9 +121,8 @@ def encode_pictures(
     latents = latents.unflatten(0, (count, -1)).transpose(0, 1).flatten(0, 1)[: len(data)]
     if file and accelerator.is_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".new")
-        save_file({"latents": latents.contiguous()}, beside)
-        os.replace(beside, file)  # Killed before, the next run encodes them again.
+        with replaced(file) as beside:  # Killed before, the next run encodes them again.
+            save_file({"latents": latents.contiguous()}, beside)
     accelerator.wait_for_everyone()
     return latents
 
