@@ -103,7 +103,7 @@ def to_image(figure: Figure) -> Image.Image:
 def to_png(image: Image.Image) -> bytes:
     """Return a picture as a PNG file."""
     buffer = io.BytesIO()
-    image.save(buffer, format="png", optimize=True)
+    image.save(buffer, format="png")  # optimize=True: 5 % smaller, eight times slower
     return buffer.getvalue()
 
 
