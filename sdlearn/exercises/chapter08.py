@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Generator, Tensor
 
 from sdlearn.exercises.examination import Exercise, Mistake
@@ -192,6 +192,119 @@ SPACED = Exercise(
 # 08.3 ------------------------------------------------------------------------------------------
 
 
+def euler(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    """Take one step of Euler's method, by diffusers."""
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(1)
+    scheduler.sigmas = torch.tensor([sigma, sigma_next], dtype=torch.float64)
+    t = scheduler.timesteps[0]
+    noise_pred = unet(scheduler.scale_model_input(x, t), sigma)
+    return scheduler.step(noise_pred, t, x).prev_sample
+
+
+def a_small_unet(x_t: Tensor, sigma: float) -> Tensor:
+    """Return the likeliest noise in x_t if pictures are a bell curve of deviation a half."""
+    a = 1 / (1 + sigma**2)
+    return (1 - a) ** 0.5 * x_t / (0.25 * a + 1 - a)
+
+
+def euler_cases(generator: Generator) -> list[tuple]:
+    """Draw noisy latents and levels; the last case ends at 0."""
+    cases: list[tuple] = []
+    for shape in ((1, 4, 5, 5), (3, 4, 2, 6), (2, 4, 4, 4)):
+        drawn, part = torch.rand(2, generator=generator).tolist()
+        sigma = 0.5 + 4 * drawn
+        x = (0.25 + sigma**2) ** 0.5 * torch.randn(*shape, generator=generator)
+        sigma_next = 0.0 if shape[0] == 2 else sigma * (0.2 + 0.6 * part)
+        cases.append((x, a_small_unet, sigma, sigma_next))
+    return cases
+
+
+def _unscaled(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return x + (sigma_next - sigma) * unet(x, sigma)
+
+
+def _scaled_for_good(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    x = x / (sigma**2 + 1) ** 0.5
+    return x + (sigma_next - sigma) * unet(x, sigma)
+
+
+def _divided_by_the_square(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return x + (sigma_next - sigma) * unet(x / (sigma**2 + 1), sigma)
+
+
+def _divided_by_sigma(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return x + (sigma_next - sigma) * unet(x / sigma, sigma)
+
+
+def _up_the_path(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return 2 * x - euler(x, unet, sigma, sigma_next)
+
+
+def _all_the_way(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return euler(x, unet, sigma, 0.0)
+
+
+def _slope_divided_again(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return x + (euler(x, unet, sigma, sigma_next) - x) / sigma
+
+
+def _asked_about_the_next(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return x + (sigma_next - sigma) * unet(x / (sigma**2 + 1) ** 0.5, sigma_next)
+
+
+EULER = Exercise(
+    name="08.3",
+    title="A step of Euler, around the U-Net",
+    minutes=12,
+    difficulty=2,
+    reference=euler,
+    cases=euler_cases,
+    start="first make of x what the U-Net was trained on, x_t = √ᾱ x, with ᾱ = 1 / (1 + σ²)",
+    mistakes=(
+        Mistake(
+            "the U-Net is asked about x itself; it was trained on x_t, whose variance stays about "
+            "1. diffusers calls what is missing `scale_model_input`",
+            _unscaled,
+        ),
+        Mistake(
+            "the shrunken x is for the U-Net's eyes only; the step starts from the x that you "
+            "were given",
+            _scaled_for_good,
+        ),
+        Mistake(
+            "you divide by σ² + 1, which is a variance; latents are divided by its root",
+            _divided_by_the_square,
+        ),
+        Mistake(
+            "you divide by σ; x is picture and noise, and their variances add: 1 + σ²",
+            _divided_by_sigma,
+        ),
+        Mistake(
+            "you walk back to more noise: σ falls, so the stride σ' - σ is below 0", _up_the_path
+        ),
+        Mistake(
+            "you take all of the noise out at once, whatever sigma_next is; the step ends at "
+            "sigma_next",
+            _all_the_way,
+        ),
+        Mistake(
+            "you divide the predicted noise by σ; in these coordinates it is the slope already: "
+            "x = x_0 + σ ε falls by ε for each unit of σ",
+            _slope_divided_again,
+        ),
+        Mistake(
+            "the U-Net is told the level at which the step ends; tell it the one at which x is",
+            _asked_about_the_next,
+        ),
+    ),
+    out_of_reach=("diffusers.EulerDiscreteScheduler.step",),
+)
+
+
+# 08.4 ------------------------------------------------------------------------------------------
+
+
 def slope_to_drops(x: Tensor, sigma: float) -> Tensor:
     """Return the slope of the probability flow of two drops, at -1 and 1."""
     return (x - torch.tanh(x / sigma**2)) / sigma
@@ -221,49 +334,49 @@ def heun_cases(generator: Generator) -> list[tuple]:
     return cases
 
 
-def _euler(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
+def _one_slope(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
     return x + (sigma_next - sigma) * slope(x, sigma)
 
 
 def _second_slope_alone(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
-    tried = _euler(x, slope, sigma, sigma_next)
+    tried = _one_slope(x, slope, sigma, sigma_next)
     return tried if sigma_next == 0 else x + (sigma_next - sigma) * slope(tried, sigma_next)
 
 
 def _second_from_the_tried(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
-    tried = _euler(x, slope, sigma, sigma_next)
+    tried = _one_slope(x, slope, sigma, sigma_next)
     if sigma_next == 0:
         return tried
     return tried + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma_next)) / 2
 
 
 def _asked_at_the_old_level(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
-    tried = _euler(x, slope, sigma, sigma_next)
+    tried = _one_slope(x, slope, sigma, sigma_next)
     if sigma_next == 0:
         return tried
     return x + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma)) / 2
 
 
 def _not_halved(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
-    tried = _euler(x, slope, sigma, sigma_next)
+    tried = _one_slope(x, slope, sigma, sigma_next)
     if sigma_next == 0:
         return tried
     return x + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma_next))
 
 
 def _corrects_at_zero(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
-    tried = _euler(x, slope, sigma, sigma_next)
+    tried = _one_slope(x, slope, sigma, sigma_next)
     return x + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma_next)) / 2
 
 
 def _asked_where_it_stood(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
     if sigma_next == 0:
-        return _euler(x, slope, sigma, sigma_next)
+        return _one_slope(x, slope, sigma, sigma_next)
     return x + (sigma_next - sigma) * (slope(x, sigma) + slope(x, sigma_next)) / 2
 
 
 def _half_of_the_second(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
-    tried = _euler(x, slope, sigma, sigma_next)
+    tried = _one_slope(x, slope, sigma, sigma_next)
     if sigma_next == 0:
         return tried
     return x + (sigma_next - sigma) * (slope(x, sigma) + slope(tried, sigma_next) / 2)
@@ -272,12 +385,12 @@ def _half_of_the_second(x: Tensor, slope: Slope, sigma: float, sigma_next: float
 def _midpoint(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
     middle = (sigma + sigma_next) / 2
     if sigma_next == 0:
-        return _euler(x, slope, sigma, sigma_next)
-    return x + (sigma_next - sigma) * slope(_euler(x, slope, sigma, middle), middle)
+        return _one_slope(x, slope, sigma, sigma_next)
+    return x + (sigma_next - sigma) * slope(_one_slope(x, slope, sigma, middle), middle)
 
 
 HEUN = Exercise(
-    name="08.3",
+    name="08.4",
     title="A step of Heun",
     minutes=20,
     difficulty=3,
@@ -288,7 +401,7 @@ HEUN = Exercise(
         Mistake(
             "that is Euler's step; Heun looks at the slope where it ends and goes by the mean of "
             "both",
-            _euler,
+            _one_slope,
         ),
         Mistake("you go by the second slope alone; take the mean of both", _second_slope_alone),
         Mistake(
@@ -315,7 +428,7 @@ HEUN = Exercise(
 )
 
 
-# 08.4 ------------------------------------------------------------------------------------------
+# 08.5 ------------------------------------------------------------------------------------------
 
 
 def dpm(x_t: Tensor, original: Tensor, before: Tensor, alphas: tuple) -> Tensor:
@@ -377,7 +490,7 @@ def _from_the_guess_before(x_t: Tensor, original: Tensor, before: Tensor, alphas
 
 
 DPM = Exercise(
-    name="08.4",
+    name="08.5",
     title="A step of DPM-Solver++",
     minutes=25,
     difficulty=3,
@@ -409,4 +522,4 @@ DPM = Exercise(
                   "diffusers.DPMSolverMultistepScheduler.step"),
 )  # fmt: skip
 
-EXERCISES = (DDIM, SPACED, HEUN, DPM)
+EXERCISES = (DDIM, SPACED, EULER, HEUN, DPM)
