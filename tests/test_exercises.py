@@ -344,7 +344,7 @@ def test_a_class_of_three_is_graded_by_nbgrader(tmp_path):
     scores = {(row["assignment"][:2], row["student_id"]): float(row["score"]) for row in table}
     assert scores == {
         ("05", "ada"): 3, ("05", "bob"): 2, ("05", "cyd"): 0,
-        ("08", "ada"): 4, ("08", "bob"): 3, ("08", "cyd"): 0,
+        ("08", "ada"): 5, ("08", "bob"): 4, ("08", "cyd"): 0,
     }  # fmt: skip
     (page,) = (tmp_path / "feedback" / "bob" / names[0]).glob("*.html")
     assert "lacks its root" in page.read_text(encoding="utf-8")
@@ -360,6 +360,19 @@ def test_neighbours_have_assignments_with_their_own_numbers(capsys):
     printed = capsys.readouterr().out
     assert all(one.task in printed and one.answer in printed for one in ada)
     assert main(["assignment", " "]) == 2
+
+
+def test_a_list_of_names_becomes_a_file_each(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("Ada Lovelace\n\nGrace\n", encoding="utf-8")
+    assert (
+        main(["assignment", f"@{names}", "--secret", "pi", "--out", str(tmp_path / "tasks")]) == 0
+    )
+    written = {
+        path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "tasks").iterdir()
+    }
+    assert written.keys() == {"Ada-Lovelace.txt", "Grace.txt"}
+    assert all(one.task in written["Grace.txt"] for one in assignments("Grace", "pi"))
 
 
 def test_the_answers_of_an_assignment_are_right():
