@@ -15,7 +15,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 .DEFAULT_GOAL := help
 # Half an environment would pass for a whole one on the second run.
 .DELETE_ON_ERROR:
-.PHONY: help lab test chapters bench retrain clean
+.PHONY: help lab test chapters book book-check bench retrain clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,14 @@ test: $(VENV)/.installed-test ## Check style and types, run the tests and every 
 chapters: $(VENV)/.installed-test ## Run every chapter again and clean it (ARGS=09: only that one)
 	$(PY) book/build.py $(ARGS)
 
+book: $(VENV)/.installed-test ## Build the book as a site, with the live page, in build/site
+	$(PY) book/live/build.py build/live
+	$(PY) book/site/make_site.py
+
+book-check: book ## Look at every page of the site in a browser, and at every picture of the live page
+	$(PY) book/site/check_site.py
+	SDLEARN_LIVE=all OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_live.py $(ARGS)
+
 bench: $(VENV)/.installed-test ## Print how fast and how large sdlearn is on this machine
 	$(PY) tests/bench.py $(ARGS)
 
@@ -46,9 +54,9 @@ clean: ## Remove the environment, the caches and the builds
 
 # The chapters print the same text on every machine only with the same model,
 # on the same device, and a test that reaches for the network would not pass on every machine.
-test chapters bench: export SDLEARN_MODEL = postcards
-test chapters bench: export SDLEARN_DEVICE = cpu
-test chapters bench: export HF_HUB_OFFLINE = 1
+test chapters book book-check bench: export SDLEARN_MODEL = postcards
+test chapters book book-check bench: export SDLEARN_DEVICE = cpu
+test chapters book book-check bench: export HF_HUB_OFFLINE = 1
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "sdlearn needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }

@@ -2,6 +2,7 @@
 
 from sdlearn.show.diagram import parts_diagram
 from sdlearn.show.environment import environment
+from sdlearn.show.explore import explore
 from sdlearn.show.explorers import choices, prompt_explorer, token_explorer
 from sdlearn.show.figures import (
     heat_maps,
@@ -19,6 +20,7 @@ from sdlearn.show.unet_tour import unet_tour
 __all__ = [
     "choices",
     "environment",
+    "explore",
     "filmstrip",
     "heat_maps",
     "latents_to_pil",

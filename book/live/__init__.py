@@ -1,0 +1,1 @@
+"""The live page: Stable Diffusion in a browser. See build.py."""
