@@ -53,10 +53,7 @@ class TraceExplorer(anywidget.AnyWidget):
     def __repr__(self) -> str:
         steps, layers = len(self.header["steps"]), len(self.header["layers"])
         maps = f"heat maps of {layers} layers" if layers else "no heat maps"
-        return (
-            f"TraceExplorer of {self.header['prompt']!r}: {steps} steps, {maps}, "
-            f"{len(self.data) / 1e6:.1f} MB; it shows itself in a running notebook"
-        )
+        return f"TraceExplorer of {self.header['prompt']!r}: {steps} steps, {maps}"
 
 
 def explore(

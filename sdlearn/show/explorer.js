@@ -285,7 +285,7 @@ class Explorer extends EventTarget {
   #parts = {}; // The elements that change.
   #id = `sdx${++views}`;
   #recording = null;
-  #state = { step: 0, word: null, layer: "mean", over: "step", panel: "picture" };
+  #state = { step: 0, word: null, layer: "mean", over: "mean", panel: "picture" };
   #follow = true; // Show the newest step while the drawing goes on.
   #wish = null; // A step that a link asked for, and that is not drawn yet.
   #hovered; // A word under the pointer or in focus, undefined if none.
@@ -770,8 +770,8 @@ class Explorer extends EventTarget {
     this.#jump(to);
     this.#follow = !playing && to === last && last < this.#recording.steps.length - 1;
     const { panel } = this.#state;
-    // The finished picture does not change with the step: show the one that does.
-    this.#moved({ panel: panel === "picture" ? "predicted" : panel });
+    // The finished picture does not change with the step, nor does the mean: show what does.
+    this.#moved(panel === "picture" ? { panel: "predicted", over: "step" } : {});
   }
 
   #toggle() {
@@ -880,6 +880,7 @@ class Explorer extends EventTarget {
     const { stage } = this.#parts;
     if (image) compose(stage, ...fit(width, height, STAGE_SIDE), image, smooth, cover);
     stage.classList.toggle("sdx-waiting", !image);
+    stage.classList.toggle("sdx-smooth", smooth);
     // A small picture is enlarged by a whole number, so that its pixels stay squares.
     stage.style.setProperty("--pixels", `${stage.width}px`);
     stage.style.setProperty("--ratio", `${width} / ${height}`);
