@@ -15,7 +15,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 .DEFAULT_GOAL := help
 # Half an environment would pass for a whole one on the second run.
 .DELETE_ON_ERROR:
-.PHONY: help lab test chapters book book-check bench retrain clean
+.PHONY: help lab test chapters book book-check bench real retrain clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ book-check: book ## Look at every page of the site in a browser, and at every pi
 
 bench: $(VENV)/.installed-test ## Print how fast and how large sdlearn is on this machine
 	$(PY) tests/bench.py $(ARGS)
+
+real: $(VENV)/.installed-test ## Draw with a model of Stable Diffusion 1.5's full size and random weights
+	$(PY) tests/sd15.py build/sd15 --full --draw 2
 
 retrain: $(VENV)/.installed-train ## Train the postcards model again, from nothing
 	$(PY) -m sdlearn.training $(ARGS)

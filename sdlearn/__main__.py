@@ -1,4 +1,7 @@
-"""Draw a picture and its filmstrip: ``python -m sdlearn "an orange fox in the snow at night"``."""
+"""Draw a picture and its filmstrip: ``python -m sdlearn "an orange fox in the snow at night"``.
+
+``sdlearn start`` copies the book into a folder and opens it (see ``sdlearn start --help``).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,11 @@ UPGRADE = "try: pip install --upgrade sdlearn diffusers transformers peft"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["start"]:
+        from sdlearn.start import main as start
+
+        return exit_status(lambda: start(arguments[1:]))
     parser = argparse.ArgumentParser(prog="python -m sdlearn", description=__doc__)
     parser.add_argument("prompt", nargs="?", default=PROMPT, help=f'default: "{PROMPT}"')
     parser.add_argument("--model", help='"postcards", "sd15", a folder or a .safetensors file')

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from sdlearn import checks
+from sdlearn import checks, hub, sources
 
 # Name -> a folder and None, or a repository on the Hugging Face hub and a commit there.
 MODELS: dict[str, tuple[str, str | None]] = {
@@ -111,9 +109,17 @@ def _best_device() -> str:
 
 def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusionPipeline:
     known, path = MODELS.get(name), Path(name)
+    if not known and path.is_file() and path.suffix in sources.PICKLES:
+        raise ValueError(
+            f"{name!r} is a pickle, which can run any code when it is opened, so sdlearn opens "
+            "none; get the model's .safetensors file: most are published as both"
+        )
     if not known and path.is_file() and path.suffix == ".safetensors":
-        with _explained(name, "go online once, to fetch its layout, or load a folder"):
-            return StableDiffusionPipeline.from_single_file(name, torch_dtype=dtype)
+        with hub.explained(name, "go online once, to fetch its layout, or load a folder"):
+            layout = sources.check_checkpoint(path)
+            pipe = StableDiffusionPipeline.from_single_file(name, torch_dtype=dtype, **layout)
+            sources.check_complete(pipe, path)
+            return pipe
     if not known and not path.is_dir():
         raise ValueError(
             f"no model {name!r}; pass one of {[*MODELS]}, a folder in diffusers' layout, "
@@ -124,38 +130,21 @@ def _read(name: str, dtype: torch.dtype, safety_checker: bool) -> StableDiffusio
     if not safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     if revision:
-        options["revision"] = revision
-        if dtype == torch.float16:
-            options["variant"] = "fp16"
-        remedy = "go online once, to fetch it into the cache, or load('postcards')"
-    elif known:
+        variant = {"variant": "fp16"} if dtype == torch.float16 else {}
+        with hub.explained(name, hub.AGAIN):
+            return hub.load(source, revision, {**options, **variant})
+    if known:
         remedy = "install sdlearn again, its files are not whole"
     else:
         remedy = "point to a folder with a model_index.json and .safetensors files"
     quiet = name == "postcards"  # a progress bar is of no use for what takes a second
-    with _explained(name, remedy), _no_bars() if quiet else nullcontext():
+    with hub.explained(name, remedy), _no_bars() if quiet else nullcontext():
+        sources.check_shipped() if known else sources.check_folder(path)
         pipe = StableDiffusionPipeline.from_pretrained(source, **options)
+        sources.check_complete(pipe, Path(source))
     if quiet:
         pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@contextmanager
-def _explained(name: str, remedy: str) -> Iterator[None]:
-    """Turn the many errors of downloading and reading into one that says what to do."""
-    try:
-        with warnings.catch_warnings():
-            # diffusers 0.39 knows only torch_dtype, 0.42 would rather be given dtype.
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            yield
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        root: BaseException = error
-        while below := root.__cause__ or root.__context__:
-            root = below
-        if isinstance(root, (ConnectionError, TimeoutError, socket.gaierror)):
-            reason = "it is not in the cache, and the model hub cannot be reached"
-        raise RuntimeError(f"cannot load {name!r}: {reason}. To do: {remedy}") from error
 
 
 @contextmanager

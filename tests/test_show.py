@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, capsys, no_mo
     ("arguments", "named"),
     [
         (["--model", "no-such-model"], "no model 'no-such-model'"),
-        (["--model", "sd15"], "it is not in the cache, and the model hub cannot be reached. To do"),
+        (["--model", "sd15"], "with HF_HUB_OFFLINE no hub can be reached. To do"),
         (["--model", "postcards", "--steps", "0"], "between 1 and 1000, got 0"),
         (["--model", "postcards", "--guidance", "nan"], "finite, got nan"),
     ],

@@ -368,7 +368,12 @@ class Explorer extends EventTarget {
       "div",
       { class: "sdx-body" },
       this.#section("prompt", heading, "The prompt becomes 77 tokens", parts.tokens, parts.notes),
-      make("figure", { class: "sdx-stage" }, parts.stage, parts.caption),
+      // The figure sticks, within its place in the grid: a block of its own holds it there.
+      make(
+        "div",
+        { class: "sdx-side" },
+        make("figure", { class: "sdx-stage" }, parts.stage, parts.caption),
+      ),
       this.#section(
         "journey",
         heading,

@@ -38,6 +38,7 @@ from sdlearn.images import psnr, ssim
 from sdlearn.postcards import judge
 from sdlearn.postcards.data import JudgedPictures, MaskedPostcards, Postcards
 from sdlearn.postcards.model import POSTCARDS
+from sdlearn.sources import record_shipped
 from sdlearn.training import clip, control, decoder, distillation, places, unet, vae
 from sdlearn.training.loop import Options, train
 from sdlearn.training.model import new_pipeline, pack
@@ -263,6 +264,8 @@ def learn(args: argparse.Namespace) -> None:
     if args.part in ("all", "pack") and Accelerator().is_main_process:
         folder = args.out or (args.folder / "packed" if args.data else POSTCARDS)
         pack(assemble(args.folder), folder)
+        if folder.resolve() == POSTCARDS.resolve():
+            record_shipped()
         if (trained := args.folder / judge.WEIGHTS.name).exists():
             shipped = folder.resolve() == POSTCARDS.resolve()
             target = judge.WEIGHTS if shipped else folder / judge.WEIGHTS.name
