@@ -156,6 +156,7 @@ def test_first_visit_asks_before_it_fetches(visit):
     assert (request["steps"], request["guidance_scale"]) == (STEPS, GUIDANCE)
     assert request["mix"] is None and request["weights"] == {} and request["image"] is None
     assert page.locator("#start").is_hidden()
+    assert page.locator("#compare").is_hidden()  # There is nothing to compare with.
     # The next time the files are in the cache, as engine/files.js leaves them.
     page.evaluate("caches.open('any').then((cache) => cache.put('unet.onnx?0', new Response('')))")
     page.reload()
@@ -364,6 +365,21 @@ def test_lessons_draw_both_pictures(visit):
     linked = visit(page.url[page.url.index("#") :])
     assert [request["negative_prompt"] for request in requests(linked)] == ["", "at sunset"]
     expect(linked.locator("#lesson")).to_contain_text("no sun sets")
+    linked.locator("#prompt").fill("a cat")  # Its text is not about this one.
+    linked.locator("#prompt").press("Enter")
+    last(linked, 3)
+    expect(linked.locator("#lesson")).to_be_hidden()
+    assert "lesson" not in linked.url
+
+
+def test_the_view_keeps_its_looks_and_its_place(visit):
+    page = visit()
+    thumb = page.locator(".sdx-thumb").first
+    thumb.click()
+    assert thumb.evaluate("(one) => getComputedStyle(one).backgroundColor") == "rgba(0, 0, 0, 0)"
+    page.evaluate("document.querySelector('.sdx-words').scrollIntoView()")
+    bottom = page.locator(".sdx-stage").evaluate("(one) => one.getBoundingClientRect().bottom")
+    assert bottom <= page.locator(".sdx-words").bounding_box()["y"]
 
 
 def test_every_lesson_can_be_drawn(visit):

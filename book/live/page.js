@@ -2,7 +2,7 @@
 
 import { mount } from "./explorer.js";
 import { Client } from "./page/client.js";
-import { $, connectControls } from "./page/controls.js";
+import { $, connectControls, isNarrow } from "./page/controls.js";
 import { imageOf } from "./page/easel.js";
 import { ask, inWords, showSaid, takeBack } from "./page/expect.js";
 import { connectLessons } from "./page/lesson-list.js";
@@ -11,6 +11,7 @@ import { connectModes } from "./page/modes.js";
 import { paint, savePicture } from "./page/pictures.js";
 import { keeps, modelFiles, obstacle, progressInWords } from "./page/start.js";
 import {
+  USUAL,
   differences,
   fileName,
   fromLink,
@@ -80,14 +81,19 @@ async function drawOne(state) {
 
 /**
  * Draw what the reader asked for: first `from`, if there is one to compare with, then, after the
- * question of "say what you expect", the state itself.
+ * question of "say what you expect", the state itself. `alone`: compare it with nothing.
  */
-async function perform(state, { history = "push", from = null, asking = true, place = null } = {}) {
+async function perform(state, options = {}) {
+  const { history = "push", from = null, alone = false, asking = true, place = null } = options;
   const mine = ++turn;
   takeBack();
   clearTimeout(timer);
   clearTimeout(placing);
   if (!ready) return;
+  if (lesson && state.prompt !== LESSONS[lesson - 1].state.prompt) {
+    lesson = null; // Its text is about other pictures.
+    showLesson(null);
+  }
   if (stepsWalked(state) < 1) {
     problem(`Strength ${state.strength} leaves none of ${state.steps} steps: take more of either.`);
     return;
@@ -95,7 +101,7 @@ async function perform(state, { history = "push", from = null, asking = true, pl
   if (history) remember(state, history);
   if (from && !(drawn && same(drawn.state, from))) await drawOne(from);
   if (mine !== turn) return;
-  const before = drawn;
+  const before = alone ? null : drawn;
   const changes = before ? differences(before.state, state) : [];
   let answer = null;
   if (asking && $("expecting").checked && changes.length) {
@@ -114,7 +120,9 @@ async function compare(before, recording, changes, answer) {
   $("compare").hidden = false;
   await paint($("after"), recording.picture);
   $("after").setAttribute("aria-label", `Now: ${recording.prompt}`);
+  if (!before) $("compare").setAttribute("data-alone", "");
   if (!changes.length) return;
+  $("compare").removeAttribute("data-alone");
   await paint($("before"), before.recording.picture);
   $("before").setAttribute("aria-label", `Before: ${before.recording.prompt}`);
   $("changes").textContent = inWords(changes);
@@ -223,7 +231,7 @@ function open(link, { first = false } = {}) {
   const number = Number(place.lesson);
   lesson = LESSONS[number - 1] ? number : null;
   showLesson(lesson);
-  controls.show(state);
+  controls.show(state, first && lesson !== null);
   tokenizeAll();
   const told = lesson && same(state, LESSONS[lesson - 1].state) ? LESSONS[lesson - 1] : null;
   perform(state, {
@@ -290,10 +298,11 @@ $("save").addEventListener("click", async () => {
 function followLesson(number) {
   lesson = number;
   const { state, from } = LESSONS[number - 1];
-  controls.show(state);
+  controls.show(state, true);
+  view.go(USUAL);
   tokenizeAll();
   lastLive = null;
-  if (ready) perform(state, { from });
+  if (ready) perform(state, { from, alone: !from });
   else remember(state, "push");
 }
 
@@ -317,8 +326,8 @@ async function start() {
     const { bytes, here } = await modelFiles();
     if (here) return fetchModel();
     const kept = keeps()
-      ? "It is fetched once and kept by your browser: the next visit needs no network."
-      : "Your browser keeps nothing for this address, which is not https, so it may be fetched anew at each visit.";
+      ? "They are fetched once and kept by your browser: the next visit needs no network."
+      : "Your browser keeps nothing for this address, which is not https, so they may be fetched anew at each visit.";
     $("start-text").textContent =
       `The model and what runs it are ${Math.ceil(bytes / 1e6)} MB, from this site. ${kept} ` +
       `Then it draws “${controls.state().prompt}”.`;
@@ -364,7 +373,7 @@ $("start-button").addEventListener("click", fetchModel);
 for (const link of document.querySelectorAll("[data-chapter]"))
   chapterLink(link.dataset.chapter, link);
 connectModes();
-if (matchMedia("(max-width: 60rem)").matches) $("group-drawing").open = false;
+$("group-drawing").open = !isNarrow();
 open(location.hash, { first: true }); // Shown already, drawn when the model is here.
 start();
 if (navigator.serviceWorker) navigator.serviceWorker.register("offline.js").catch(() => {});

@@ -13,13 +13,16 @@ import { showUnknown, showWeights } from "./words.js";
 
 export const $ = (id) => document.getElementById(id);
 
+/** Whether the settings stand above the view, where they should take little room. */
+export const isNarrow = () => matchMedia("(max-width: 60rem)").matches;
+
 const TEXTS = ["prompt", "negative_prompt", "second"];
 const SLIDERS = ["steps", "guidance_scale", "share", "strength"];
 
 /**
  * Connect the form. `changed(key, live)` is called when the reader has changed the state; `live` if
- * it should be drawn at once, as a slider's. Returned are `state()`, `show(state)`, and
- * `showTokens(tokens, of)`.
+ * it should be drawn at once, as a slider's. Returned are `state()`, `show(state, tidy)`,
+ * and `showTokens(tokens, of)`.
  */
 export function connectControls(changed) {
   let state = { ...DEFAULTS, weights: {} };
@@ -80,7 +83,8 @@ export function connectControls(changed) {
     $("now-picture").textContent = pictureInWords(state);
   }
 
-  function show(next) {
+  /** Show a state; `tidy`: close the groups that it does not use. */
+  function show(next, tidy = false) {
     state = next;
     for (const key of [...TEXTS, ...SLIDERS, "seed", "sampler"]) $(key).value = state[key];
     showPicture(state);
@@ -92,7 +96,9 @@ export function connectControls(changed) {
       mix: state.second !== "",
       picture: hasPicture(state),
     };
-    for (const [name, isUsed] of Object.entries(used)) if (isUsed) $(`group-${name}`).open = true;
+    for (const [name, isUsed] of Object.entries(used))
+      if (isUsed || tidy) $(`group-${name}`).open = isUsed;
+    if (tidy) $("group-drawing").open = !isNarrow() && !Object.values(used).includes(true);
   }
 
   function showTokens(tokens, key) {

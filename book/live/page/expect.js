@@ -4,7 +4,9 @@ import { QUESTIONS, chapterLink } from "./lessons.js";
 
 /** "guidance 2 → guidance 15" */
 export const inWords = (changes) =>
-  changes.map(({ before, now }) => `${before} → ${now}`).join(" · ");
+  changes.map(({ before, now }) => `${short(before)} → ${short(now)}`).join(" · ");
+
+const short = (text) => (text.length > 90 ? `${text.slice(0, 90).replace(/ \S*$/, "")} …` : text);
 
 /**
  * Ask in `section` what the changes will do. Resolves to {question, expected}; to null if the

@@ -28,7 +28,7 @@ const NUMBERS = {
 const TEXTS = { prompt: "prompt", negative: "negative_prompt", second: "second" };
 
 // Where the view stands if the link does not say.
-const USUAL = { word: null, layer: "mean", over: "step", panel: "picture" };
+export const USUAL = { word: null, layer: "mean", over: "mean", panel: "picture" };
 
 /** The state's link, "#prompt=…", without what is as always. `place` is where the view stands. */
 export function toLink(state, place = {}) {
@@ -110,7 +110,7 @@ function weightsThatCount({ prompt, weights }) {
   return Object.fromEntries(Object.entries(weights).filter(counts));
 }
 
-const show = (text) => (text ? `“${text}”` : "none");
+const show = (text) => (text ? `“${text}”` : "no words");
 
 /** What differs between two states: a list of {key, before, now}, in words. */
 export function differences(one, other) {
@@ -120,7 +120,7 @@ export function differences(one, other) {
     if (before !== now) found.push({ key, before, now });
   };
   compare("prompt", (state) => show(state.prompt));
-  compare("negative_prompt", (state) => `negative prompt ${show(state.negative_prompt)}`);
+  compare("negative_prompt", (state) => state.negative_prompt ? `negative prompt ${show(state.negative_prompt)}` : "no negative prompt");
   compare("seed", (state) => `seed ${state.seed}`);
   compare("steps", (state) => (state.steps === 1 ? "1 step" : `${state.steps} steps`));
   compare("guidance_scale", (state) => `guidance ${state.guidance_scale}`);
@@ -136,7 +136,7 @@ export function differences(one, other) {
 }
 
 export function mixInWords({ second, share }) {
-  return second ? `${Math.round(share * 100)} % ${show(second)}` : "one prompt";
+  return second ? `${Math.round(share * 100)} % of ${show(second)}` : "one prompt";
 }
 
 export function weightsInWords(state) {

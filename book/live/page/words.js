@@ -31,7 +31,7 @@ export function showUnknown(element, prompt, { unknown, cut_off }, put) {
   element.hidden = unknown.length === 0 && cut_off.length === 0;
   element.replaceChildren();
   if (cut_off.length)
-    element.append(paragraph(`More than 77 tokens: cut off is “${cut_off.join(" ")}”.`));
+    element.append(paragraph(`Only 77 tokens fit. Never read: “${beginning(cut_off.join(" "))}”.`));
   if (unknown.length === 0) return;
   element.append(sentence(unknown.map(({ word }) => word)));
   for (const { word, nearest } of unknown)
@@ -39,9 +39,15 @@ export function showUnknown(element, prompt, { unknown, cut_off }, put) {
       element.append(
         offer(`Write ${nearest} for ${word}`, () => put(replaced(prompt, word, nearest))),
       );
-  const { word } = unknown.find(({ nearest }) => !nearest) ?? unknown[0];
+  // One word to change, if there are several: a long one, which is rather a thing than an article.
+  const strange = unknown.filter(({ nearest }) => !nearest);
+  const { word } = (strange.length ? strange : unknown).reduce((one, other) =>
+    other.word.length > one.word.length ? other : one,
+  );
   element.append(vocabulary(word, (other) => put(replaced(prompt, word, other))));
 }
+
+const beginning = (text) => (text.length > 70 ? `${text.slice(0, 70).replace(/ \S*$/, "")} …` : text);
 
 function sentence(names) {
   const made = paragraph("postcards never learnt ");
@@ -59,7 +65,7 @@ function sentence(names) {
 function vocabulary(word, put) {
   const details = document.createElement("details");
   const summary = document.createElement("summary");
-  summary.textContent = `It knows ${KNOWN.things.length} things. Put one in the place of “${word}”`;
+  summary.textContent = `It knows ${KNOWN.things.length} things, by their English names. Put one in the place of “${word}”`;
   const things = document.createElement("p");
   things.className = "offers";
   things.append(...KNOWN.things.map((thing) => offer(thing, () => put(thing))));
