@@ -217,11 +217,12 @@ def capture_attention(
         The ``AttentionMaps``, which fill while the block runs.
 
     Raises:
-        ValueError: no such layer; inside the block, a second picture, or a batch in which the
-            prompt's rows cannot be told from the negative prompt's. Only a loop written by hand
-            around ``predict_noise`` is not recognised when it starts again.
+        ValueError: no such layer, or a compiled U-Net; inside the block, a second picture, or a
+            batch in which the prompt's rows cannot be told from the negative prompt's. Only a loop
+            written by hand around ``predict_noise`` is not recognised when it starts again.
     """
     checks.pipeline(pipe)
+    checks.uncompiled(pipe)
     modules = {name: m for name, m in pipe.unet.named_modules() if name.endswith("attn2")}
     wanted = (layers,) if isinstance(layers, str) else tuple(modules if layers is None else layers)
     chosen = {name: m for name, m in modules.items() if name.startswith(wanted)}

@@ -19,8 +19,8 @@ def pipeline(pipe: Any) -> None:
             "sdlearn.load(), or StableDiffusionPipeline.from_pipe(...) if it shares SD 1.x's parts"
         )
     config, channels = pipe.unet.config, pipe.vae.config.latent_channels
-    # LCM's takes the guidance scale, SDXL's sizes and a second text, an IP-Adapter's a picture.
-    more = ("time_cond_proj_dim", "addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
+    # SDXL's takes sizes and a second text, an IP-Adapter's a picture.
+    more = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
     other = {name: config[name] for name in more if config.get(name) is not None}
     if config.in_channels not in (channels, 2 * channels + 1):  # the second is for inpainting
         other["in_channels"] = config.in_channels
@@ -28,6 +28,11 @@ def pipeline(pipe: Any) -> None:
         raise ValueError(
             f"this U-Net is of another family than Stable Diffusion 1.x and 2.x, got {other}; use "
             f'one that takes {channels} channels, timestep and text alone, such as load("sd15")'
+        )
+    if pipe._execution_device.type == "meta":  # offloaded weights may lie there, but not compute
+        raise ValueError(
+            "this pipeline is on the device meta, which keeps the shapes of weights and not their "
+            'numbers; load the model again, as in load("sd15", device="cpu")'
         )
 
 
@@ -88,6 +93,24 @@ def guidance(scale: Any, rescale: Any = 0.0, eta: Any = 0.0) -> tuple[float, flo
         real("guidance_rescale", rescale, remedy="0.0 leaves it out"),
         real("eta", eta, 0, 1, "0 adds no noise, 1 is DDPM"),  # above 1, a root of less than 0
     )
+
+
+def guided(pipe: StableDiffusionPipeline, scale: float) -> bool:
+    """Whether the U-Net is asked twice, without the prompt and with it.
+
+    One that was distilled with guidance inside (LCM) reads the scale itself, and is asked once.
+    """
+    return scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+
+
+def uncompiled(pipe: StableDiffusionPipeline) -> None:
+    """Refuse a U-Net that is compiled, whole or in part, where hooks are to look into it."""
+    parts = pipe.unet.modules()
+    if hasattr(pipe.unet, "_orig_mod") or any(part._compiled_call_impl for part in parts):
+        raise ValueError(
+            f"this {type(pipe.unet).__name__} is compiled, and hooks see nothing of what it "
+            "computes; load the model again, or put back the U-Net that was given to torch.compile"
+        )
 
 
 def timestep(pipe: StableDiffusionPipeline, t: Any) -> float | Tensor:

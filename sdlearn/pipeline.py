@@ -31,6 +31,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     safety_checker: bool = True,
+    low_memory: bool = False,
 ) -> StableDiffusionPipeline:
     """Return an ordinary diffusers pipeline, and print which one, where, and how to get another.
 
@@ -43,13 +44,21 @@ def load(
             one.
         dtype: by default float16 on CUDA, float32 elsewhere; a given pipeline keeps its own.
         safety_checker: False leaves out the part of sd15 that blacks out unsafe pictures.
+        low_memory: for small GPUs, such as those of 4 GB. The weights lie in the computer's memory
+            and come to the GPU when they are called: of sd15 in float16, 0.2 GB of text encoder,
+            1.7 GB of U-Net, and for decoding 0.2 GB of VAE in place of the U-Net; the safety
+            checker's 0.6 GB stay there. After each picture they leave again, so each takes longer
+            by the time of moving them. The VAE decodes the pictures of a batch one by one, and
+            what is larger than it was trained on (512 x 512 pixels) in tiles: such a picture
+            differs a little. It needs a GPU, and a model to load.
 
     Returns:
         The pipeline. A loaded one is in evaluation mode, its weights frozen (fine-tuning thaws what
         it needs); a given one keeps its state.
 
     Raises:
-        ValueError: no model of that name, or one that is not built as Stable Diffusion 1.x is.
+        ValueError: no model of that name, or one that is not built as Stable Diffusion 1.x is; or
+            ``low_memory`` where there is nothing to save.
         RuntimeError: the model or the device cannot be had; says why and what to do.
         TypeError: not a pipeline.
     """
@@ -57,9 +66,20 @@ def load(
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}; use torch.float16")
     if model is not None and not isinstance(model, (str, os.PathLike)):
         checks.pipeline(model)
+        if low_memory:
+            raise ValueError(
+                "low_memory=True is for a model that is loaded, got a pipeline; load it anew, or "
+                "call its own enable_model_cpu_offload() and vae.enable_slicing()"
+            )
         return model.to(device=None if device is None else _device(device), dtype=dtype)
     named = (os.environ.get("SDLEARN_DEVICE") or None) if device is None else device
     where = torch.device(_best_device()) if named is None else _device(named)
+    if low_memory and where.type in ("cpu", "mps", "meta"):
+        raise ValueError(
+            f"low_memory=True keeps weights in the computer's memory until a GPU needs them, got "
+            f"the device {str(where)!r}, which has no memory of its own; leave it out, or pass "
+            'device="cuda" if there is one'
+        )
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     asked = model or os.environ.get("SDLEARN_MODEL")
     name = str(asked or ("sd15" if where.type == "cuda" else "postcards"))
@@ -78,9 +98,23 @@ def load(
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
-    pipe.to(where)
-    print(f"sdlearn: {name} on {where} in {str(dtype).removeprefix('torch.')} ({note})")
+    if low_memory:
+        _save_memory(pipe, where)
+    else:
+        pipe.to(where)
+    how = str(dtype).removeprefix("torch.") + (" with low memory" if low_memory else "")
+    print(f"sdlearn: {name} on {where} in {how} ({note})")
     return pipe
+
+
+def _save_memory(pipe: StableDiffusionPipeline, where: torch.device) -> None:
+    """Let the weights come to a device when they are called, and the VAE work in small pieces."""
+    # diffusers' default sends the text encoder away, too, when the U-Net is called. But where a
+    # word is learnt, the gradient goes back through it afterwards.
+    pipe.model_cpu_offload_seq = "unet->vae"
+    pipe.enable_model_cpu_offload(device=where)
+    pipe.vae.enable_slicing()
+    pipe.vae.enable_tiling()
 
 
 def execution_device(pipe: StableDiffusionPipeline) -> torch.device:

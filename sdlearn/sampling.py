@@ -194,7 +194,7 @@ def denoise(
     scale, rescale, eta = checks.guidance(guidance_scale, guidance_rescale, eta)
     checks.latents(pipe, latents)
     checks.joined(pipe, latents, joined)
-    checks.embeds(pipe, prompt_embeds, len(latents), guided=scale > 1)
+    checks.embeds(pipe, prompt_embeds, len(latents), guided=checks.guided(pipe, scale))
     checks.generators(generator, len(latents))
     scheduler = fresh_scheduler(pipe, num_inference_steps, t_start)
     first = int(t_start) * scheduler.order
@@ -336,4 +336,5 @@ def develop(
     # What the safety checker blacks out is 0, and denormalised it would be grey.
     shown = [not black for black in unsafe or [False] * len(prompts)]
     pixels = pipe.image_processor.postprocess(image, output_type="pt", do_denormalize=shown)
+    pipe.maybe_free_model_hooks()  # with load(..., low_memory=True): off the GPU, until the next
     return Trace(prompts, prompt_embeds, kept, latents, pixels, to_pil(pipe, pixels))

@@ -93,16 +93,20 @@ def find_word(pipe: StableDiffusionPipeline, ids: Tensor, word: str) -> list[int
     text = pipe.maybe_convert_prompt(word, tokenizer)
     wanted = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     had, count = ids.tolist(), len(wanted)
+    padding, stop, end = tokenizer.pad_token_id, tokenizer.eos_token_id, len(had)
+    while padding != stop and had[end - 1] == padding:
+        end -= 1  # SD 2.x pads with "!", which is no word of the prompt there
     ends = [piece.endswith("</w>") for piece in tokenizer.convert_ids_to_tokens(had)]
     complete = {*tokenizer.get_added_vocab().values()}  # learnt words, start, end: without a </w>
     starts = [
-        i for i in range(1, len(had) - count + 1)
+        i for i in range(1, end - count + 1)
         if count and had[i : i + count] == wanted and (ends[i - 1] or had[i - 1] in complete)
     ]  # fmt: skip
     if not starts:
         words = tokenizer.decode(had, skip_special_tokens=True).split()
-        # Padding repeats, so where the last two differ, the prompt fills all places.
-        cut = "; what does not fit into 77 tokens is cut off" if had[-2] != had[-1] else ""
+        # Where the end token stands last, and no other before it, the prompt fills all places.
+        full = had[-1] == stop != had[-2]
+        cut = "; what does not fit into 77 tokens is cut off" if full else ""
         raise ValueError(f"no word {word!r} in the prompt; it reads: {words}{cut}")
     return sorted({p for start in starts for p in range(start, start + count)})
 

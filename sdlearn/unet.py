@@ -69,7 +69,8 @@ def predict_noise(
         latents: x_t, (B, 4, h, w): what the scheduler's ``scale_model_input`` returns.
         t: the timestep, 0 to 999, one for all.
         prompt_embeds: (2B, 77, D) from ``encode_prompt``; the text half will do without guidance.
-        guidance_scale: g. As in diffusers, guidance is off unless g > 1.
+        guidance_scale: g. As in diffusers, guidance is off unless g > 1. A U-Net that reads g
+            itself (LCM's, with ``time_cond_proj_dim``) is asked once, about the text.
         guidance_rescale: how far to pull the guided prediction's standard deviation back to that of
             the text one, 0 to 1 (Lin et al. 2023, "Common Diffusion Noise Schedules", section 3.4).
         joined: what a U-Net for inpainting reads beside the latents, (B, 5, h, w): the mask and the
@@ -84,24 +85,40 @@ def predict_noise(
     guidance_scale, guidance_rescale, _ = checks.guidance(guidance_scale, guidance_rescale)
     t, count = checks.timestep(pipe, t), len(latents)
     checks.latents(pipe, latents)
-    checks.embeds(pipe, prompt_embeds, count, guided=guidance_scale > 1)
+    guided = checks.guided(pipe, guidance_scale)
+    checks.embeds(pipe, prompt_embeds, count, guided=guided)
     checks.joined(pipe, latents, joined)
     if joined is not None:
         latents = torch.cat([latents, joined], dim=1)  # (B, 9, h, w)
-    if guidance_scale > 1:
+    if guided:
         latents = torch.cat([latents] * 2)  # (2B, 4 or 9, h, w)
     embeds = prompt_embeds[-len(latents) :]  # without guidance, the text half
+    scale = _scale_read(pipe, guidance_scale, latents)
     with assigned(text_start, len(latents) - count):
-        predicted = pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
-    if guidance_scale <= 1:
+        predicted = pipe.unet(
+            latents, t, encoder_hidden_states=embeds, timestep_cond=scale, return_dict=False
+        )[0]
+    if not guided:
         return NoisePrediction(None, predicted, predicted)
 
     unconditional, text = predicted.chunk(2)  # (B, 4, h, w) each
-    guided = unconditional + guidance_scale * (text - unconditional)
+    noise = unconditional + guidance_scale * (text - unconditional)
     if guidance_rescale > 0:
-        ratio = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
-        guided = guidance_rescale * (guided * ratio) + (1 - guidance_rescale) * guided
-    return NoisePrediction(unconditional, text, guided)
+        ratio = text.std((1, 2, 3), keepdim=True) / noise.std((1, 2, 3), keepdim=True)
+        noise = guidance_rescale * (noise * ratio) + (1 - guidance_rescale) * noise
+    return NoisePrediction(unconditional, text, noise)
+
+
+def _scale_read(pipe: StableDiffusionPipeline, scale: float, latents: Tensor) -> Tensor | None:
+    """Return the guidance scale as waves, (B, D), for a U-Net that reads it; None for others.
+
+    Source: Meng et al. (2022), "On Distillation of Guided Diffusion Models", section 3.
+    """
+    width = pipe.unet.config.time_cond_proj_dim
+    if width is None:
+        return None
+    scales = torch.tensor(scale - 1).repeat(len(latents))
+    return pipe.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents)
 
 
 class Block(NamedTuple):
@@ -139,9 +156,10 @@ def trace_blocks(
         TypeError, ValueError: no U-Net of Stable Diffusion's kind, or no latents for it.
     """
     unet = getattr(pipe, "unet", pipe)
+    unet = getattr(unet, "_orig_mod", unet)  # what torch.compile was given
     if not isinstance(unet, UNet2DConditionModel):
         raise TypeError(f"expected a pipeline or its U-Net, got {type(unet).__name__}")
-    where = unet.device if pipe is unet else execution_device(pipe)
+    where = execution_device(pipe) if hasattr(pipe, "unet") else unet.device
     channels = unet.config.in_channels
     if latents is None:
         latents = torch.zeros(1, channels, *latent_size(unet), device=where, dtype=unet.dtype)

@@ -74,7 +74,8 @@ def image_to_image(
     clean = drawn_latents(pipe, pixels, generator)
     # (B, 4, H/8, W/8). repeat would change the strides, and with them the last bits.
     clean = torch.cat([clean] * (len(prompts) // len(clean)))
-    noise = randn_tensor(clean.shape, generator, device=clean.device, dtype=clean.dtype)
+    # Under autocast the VAE gives latents of a smaller type than the U-Net starts from.
+    noise = randn_tensor(clean.shape, generator, device=clean.device, dtype=pipe.unet.dtype)
     embeds = encode_prompt(pipe, prompts, negatives)  # (2B, 77, D)
     steps = denoise(
         pipe,

@@ -84,6 +84,11 @@ def check_run(
     """Refuse what ``fit`` cannot work with, before anything is changed."""
     checks.pipeline(pipe)
     checks.latents_alone(pipe)
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        raise ValueError(
+            "this U-Net was distilled and reads the guidance scale (LCM); teach the model that it "
+            "was made from"
+        )
     checks.whole("steps", steps, 1, 10**7, "200 is a start")
     checks.whole("batch_size", batch_size, 1, 4096, "4 is usual")
     if checks.real("learning_rate", learning_rate, 0, remedy="1e-3 is a start") == 0:
