@@ -414,10 +414,11 @@ def test_saved_under_a_name_that_says_how(visit, tmp_path):
 
 
 def test_projector_and_dark(visit):
-    page = visit(start=False)
+    page = visit("#prompt=a+cat&seed=5", start=False)
     root = page.locator("html")
     page.get_by_role("button", name="Projector").click()
     expect(root).to_have_attribute("data-projector", "")
+    assert page.url.endswith("#prompt=a+cat&seed=5&projector=1")
     assert page.evaluate("getComputedStyle(document.documentElement).fontSize") == "22px"
     page.get_by_role("button", name="Dark").click()
     assert (
@@ -426,6 +427,44 @@ def test_projector_and_dark(visit):
     )
     page.reload()
     expect(root).to_have_attribute("data-theme", "dark")
+    expect(root).to_have_attribute("data-projector", "")
+    expect(page.locator("#prompt")).to_have_value("a cat")
+
+
+def test_a_link_opens_on_the_projector_and_goes_on_saying_so(visit):
+    page = visit("#prompt=a+cat&projector=1", viewport={"width": 1280, "height": 800})
+    expect(page.get_by_role("button", name="Projector")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".settings details[open]")).to_have_count(0)
+    stage, plot = (page.locator(name).bounding_box() for name in (".sdx-stage", ".sdx-plot"))
+    assert stage["y"] < 600 and plot["y"] < 800
+    page.locator("#prompt").fill("a dog")
+    page.locator("#prompt").press("Enter")
+    last(page, 2)
+    expect(page).to_have_url(re.compile("prompt=a[+]dog.*&projector=1$"))
+    page.go_back()
+    last(page, 3)
+    page.get_by_role("button", name="Projector").click()
+    expect(page).not_to_have_url(re.compile("projector"))
+
+
+def test_in_a_frame_the_view_comes_first_and_the_links_part_is_in_sight(visit, site):
+    outer = visit(start=False, reduced_motion="reduce")
+    expect(outer.locator("#start")).to_be_visible()  # Its own scripts are through.
+    outer.set_content(
+        '<p style="height: 500px"></p>'
+        f'<iframe src="{site}/index.html#prompt=a+cat&word=cat" width="730" height="734"></iframe>'
+    )
+    page = outer.frame_locator("iframe")
+    page.get_by_role("button", name="Start", exact=True).click()
+    scrolled = outer.evaluate("scrollY")
+    expect(page.locator("#status")).to_contain_text("Drawn in")
+    expect(page.locator(".sdx-words")).to_be_in_viewport()
+    top = page.locator(".sdx-words").evaluate("(one) => one.getBoundingClientRect().top")
+    assert 0 <= top < 20
+    expect(page.locator(".sdx-words .sdx-lit")).to_contain_text("cat")
+    assert outer.evaluate("scrollY") == scrolled
+    order = page.locator("#bench > *").evaluate_all("all => all.map((one) => one.className)")
+    assert order.index("view") < order.index("settings")
 
 
 LOOKS = {

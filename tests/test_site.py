@@ -134,6 +134,51 @@ def test_the_running_model_stands_once_in_three_chapters(editions):
     assert not any("<iframe" in cell.source for cell in without.cells)
 
 
+def test_an_explorer_leads_to_its_picture_in_the_page(editions):
+    for number, (notebook, _) in editions.items():
+        boxes = [cell.source for cell in notebook.cells if "an explorer stands here" in cell.source]
+        assert len(boxes) == (number in ("00", "07", "09")), number
+        for box in boxes:
+            assert "../live/index.html#prompt=an+orange+fox+in+the+snow+at+night&amp;seed=22" in box
+        assert "TraceExplorer of" not in nbformat.writes(notebook)
+    without, _ = site_source.site_edition(site_source.CHAPTERS[0], live=False)
+    assert any("It needs a notebook" in cell.source for cell in without.cells)
+
+
+def test_captions_keep_every_sign_of_the_alt_text():
+    assert site_source.as_sentence("true teal, <teal> and *x*") == r"True teal, \<teal\> and \*x\*."
+
+
+def test_the_page_for_teachers_leads_to_chapters_sections_and_exercises():
+    link = site_source.linked_teaching
+    ink = "[chapter 05, *A drop of ink*](../chapters/05-forward-noising.ipynb#a-drop-of-ink)"
+    assert link("chapter 05, *A drop of ink*") == ink
+    jump = "[05.1](../chapters/exercises/05-forward-noising.ipynb#051-the-jump)"
+    assert link("exercise 05.1, 22.04, 0.1.0\n```\n05.1\n```") == (
+        f"exercise {jump}, 22.04, 0.1.0\n```\n05.1\n```"
+    )
+    assert link("[page](live/index.html)", live=False) == "[page](../live-model.md)"
+    text = link((ROOT / "book" / "teaching.md").read_text("utf-8"))
+    assert "README.md#" not in text and "](live/" not in text
+
+
+def test_the_page_on_installing_names_what_pip_installs(monkeypatch):
+    page = (SITE / "pages" / "install.md").read_text("utf-8")
+    monkeypatch.setattr(site_source, "SOURCE", None)
+    monkeypatch.delenv("SDLEARN_SITE_SOURCE", raising=False)
+    wheel = site_source.wheel_name()
+    text = site_source.install_page(page)
+    assert f"pip install {wheel} jupyterlab" in text and f'href="downloads/{wheel}"' in text
+    monkeypatch.setenv("SDLEARN_SITE_SOURCE", "sdlearn")
+    text = site_source.install_page(page)
+    assert "pip install sdlearn jupyterlab" in text and ".whl" not in text
+
+
+def test_the_landing_page_has_the_minutes_of_every_chapter():
+    table = site_source.table_of_chapters().splitlines()
+    assert len(table) == 2 + len(site_source.CHAPTERS)
+
+
 def test_quizzes_say_all_that_their_files_say():
     for path in sorted(site_source.QUIZZES.glob("*.json")):
         text = site_source.quiz_cell(path.stem).source
@@ -221,7 +266,11 @@ def test_the_packs_hold_what_they_promise(small_site):
         names = set(pack.namelist())
         assert {"sdlearn-book/index.html", "sdlearn-book/READ-ME.txt"} <= names
         assert "sdlearn-book/_sources/chapters/00-start-here.ipynb" in names
-        assert "sdlearn-book.zip" not in pack.read("sdlearn-book/licence.html").decode()
+        for page in ("licence", "install", "book/teaching"):
+            assert "sdlearn-book.zip" not in pack.read(f"sdlearn-book/{page}.html").decode()
+        assert "pip install downloads/sdlearn-" in pack.read("sdlearn-book/READ-ME.txt").decode()
+    size = (small_site / "downloads" / "sdlearn-book.zip").stat().st_size / 1e6
+    assert f"</a> ({size:.0f} MB)" in (small_site / "licence.html").read_text("utf-8")
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")

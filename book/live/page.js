@@ -2,12 +2,12 @@
 
 import { mount } from "./explorer.js";
 import { Client } from "./page/client.js";
-import { $, connectControls, isNarrow } from "./page/controls.js";
+import { $, connectControls, isTight } from "./page/controls.js";
 import { imageOf } from "./page/easel.js";
 import { ask, inWords, showSaid, takeBack } from "./page/expect.js";
 import { connectLessons } from "./page/lesson-list.js";
 import { LESSONS, chapterLink } from "./page/lessons.js";
-import { connectModes } from "./page/modes.js";
+import { connectModes, followMode, isFramed, withMode } from "./page/modes.js";
 import { paint, savePicture } from "./page/pictures.js";
 import { keeps, modelFiles, obstacle, progressInWords } from "./page/start.js";
 import {
@@ -114,6 +114,17 @@ async function perform(state, options = {}) {
   for (const id of ["copy", "save"]) $(id).disabled = false;
   if (place) view.go(placeOf(place, recording.tokens));
   await compare(before, recording, changes, answer);
+  if (place && isFramed) bringUp(place);
+}
+
+/** In a frame, which is low: scroll to the part of the view that the link is about. */
+function bringUp({ word, step }) {
+  const part = word !== null ? ".sdx-words" : step !== null ? ".sdx-side" : null;
+  if (!part) return;
+  // Not scrollIntoView: it would scroll the chapter, too.
+  const top = scrollY + $("view").querySelector(part).getBoundingClientRect().top - 8;
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  scrollTo({ top, behavior: still ? "instant" : "smooth" });
 }
 
 async function compare(before, recording, changes, answer) {
@@ -216,10 +227,9 @@ function stop() {
 // ---- links, and the browser's history
 
 function remember(state, how) {
-  const link = toLink(state, { lesson });
+  const link = withMode(toLink(state, { lesson }));
   // In a chapter's frame Back shall leave the chapter, not undo a slider.
-  const framed = window !== window.parent;
-  const entry = framed || link === location.hash ? "replace" : how;
+  const entry = isFramed || link === location.hash ? "replace" : how;
   window.history[`${entry}State`](null, "", link);
 }
 
@@ -266,14 +276,17 @@ function tokenizeAll() {
   for (const key of ["prompt", "negative_prompt", "second"]) tokenizeSoon(key, 0);
 }
 
-addEventListener("popstate", () => open(location.hash));
+addEventListener("popstate", () => {
+  followMode();
+  open(location.hash);
+});
 view.addEventListener("change", () => {
   if (!drawn || drawing) return;
   clearTimeout(placing);
   placing = setTimeout(() => {
     const { tokens, steps } = drawn.recording;
     const place = placeInLink(view.state, { words: tokens.words, steps: steps.length });
-    const link = toLink(drawn.state, { lesson, ...place });
+    const link = withMode(toLink(drawn.state, { lesson, ...place }));
     if (!drawing) window.history.replaceState(null, "", link);
   }, LIVE);
 });
@@ -373,7 +386,7 @@ $("start-button").addEventListener("click", fetchModel);
 for (const link of document.querySelectorAll("[data-chapter]"))
   chapterLink(link.dataset.chapter, link);
 connectModes();
-$("group-drawing").open = !isNarrow();
+$("group-drawing").open = !isTight();
 open(location.hash, { first: true }); // Shown already, drawn when the model is here.
 start();
 if (navigator.serviceWorker) navigator.serviceWorker.register("offline.js").catch(() => {});

@@ -57,6 +57,7 @@ myst_update_mathjax = False
 
 html_theme = "sphinx_book_theme"
 html_theme_options = theme_options(os.environ.get("SDLEARN_SITE_SOURCE"))
+templates_path = ["templates"]
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]

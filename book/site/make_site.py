@@ -19,7 +19,16 @@ import zipfile
 from pathlib import Path
 
 from mend import mend
-from site_source import CHAPTERS, EXERCISES, ROOT, Figure, lay_out, number_of, pack_figures
+from site_source import (
+    CHAPTERS,
+    EXERCISES,
+    ROOT,
+    Figure,
+    lay_out,
+    number_of,
+    pack_figures,
+    wheel_name,
+)
 
 HERE = Path(__file__).parent
 BUILD = ROOT / "build"
@@ -65,6 +74,39 @@ def offer_originals(out: Path) -> None:
             shutil.copy2(path, target)
 
 
+def build_library(folder: Path) -> None:
+    """Build the wheel that pip installs, with the chapters and the weights, into a folder."""
+    from hatchling.build import build_wheel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    here = Path.cwd()
+    os.chdir(ROOT)  # hatchling builds what it stands in.
+    try:
+        build_wheel(str(folder))
+    finally:
+        os.chdir(here)
+
+
+OFFERED = re.compile(
+    r'(<a [^>]*href="(?:\.\./)*downloads/([^"/]+)"[^>]*>(?:(?!</a>).)*</a>)(?! \()', re.S
+)
+
+
+def say_sizes(out: Path) -> None:
+    """Write beside each link to a file in downloads/ how large it is; once, if called again."""
+
+    def with_size(match: re.Match[str]) -> str:
+        file = out / "downloads" / match[2]
+        return f"{match[1]} ({file.stat().st_size / 1e6:.0f} MB)" if file.exists() else match[1]
+
+    for path in PAGES_WITH_OFFERS:
+        page = (out / path).read_text("utf-8")
+        (out / path).write_text(OFFERED.sub(with_size, page), "utf-8")
+
+
+PAGES_WITH_OFFERS = ["install.html", "licence.html", "book/teaching.html"]
+# In the zip: nothing offers the zip itself.
+ITSELF = re.compile(r'<a [^>]*href="(?:\.\./)*downloads/sdlearn-book\.zip"[^>]*>(.*?)</a>', re.S)
 OFFER = re.compile(r'<section id="the-book-in-one-file">.*?</section>', re.S)
 
 
@@ -74,15 +116,15 @@ def pack_site(out: Path, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as pack:
         for file in sorted(out.rglob("*")):
             if file.is_file() and file != path and file.name != ".buildinfo":
-                small = file.suffix in {".png", ".jpg", ".zip", ".gz", ".webp"}
+                small = file.suffix in {".png", ".jpg", ".zip", ".gz", ".webp", ".whl"}
                 kind = zipfile.ZIP_STORED if small else zipfile.ZIP_DEFLATED
                 name = Path("sdlearn-book") / file.relative_to(out)
-                if file.name == "licence.html":
-                    # It offers this very file, which is not in itself.
-                    pack.writestr(str(name), OFFER.sub("", file.read_text("utf-8")))
+                if file.relative_to(out).as_posix() in PAGES_WITH_OFFERS:
+                    page = OFFER.sub("", file.read_text("utf-8"))
+                    pack.writestr(str(name), ITSELF.sub(r"\1 (you have it before you)", page))
                 else:
                     pack.write(file, name, kind)
-        pack.writestr("sdlearn-book/READ-ME.txt", READ_ME)
+        pack.writestr("sdlearn-book/READ-ME.txt", READ_ME.replace("WHEEL", wheel_name()))
 
 
 READ_ME = """\
@@ -92,8 +134,18 @@ The running model needs a server, and any will do. With Python:
 
     python -m http.server 8000
 
-in this folder, then open http://localhost:8000 in a browser. The notebooks are in
-_sources/chapters; to run them, install sdlearn as install.html says.
+in this folder, then open http://localhost:8000 in a browser.
+
+To run the notebooks, install the library from this folder, in an environment of its own:
+
+    python -m venv sd
+    sd\\Scripts\\activate            (Linux, macOS: source sd/bin/activate)
+    pip install downloads/WHEEL jupyterlab jupyterquiz
+    sdlearn start my-book
+
+The last line copies chapters and exercises into the folder my-book and opens them. pip fetches
+PyTorch and JupyterLab from the net. install.html says more. The notebooks with their outputs, to
+be read, are in _sources/chapters.
 """
 
 
@@ -118,7 +170,11 @@ def make(out: Path, live: Path, npm: Path, only: list[str] | None = None, api: b
     if has_live:
         shutil.copytree(live, out / "live", dirs_exist_ok=True)
     pack_figures(figures, out / "downloads" / "figures.zip")
+    if only is None:
+        build_library(out / "downloads")
+    say_sizes(out)
     pack_site(out, out / "downloads" / "sdlearn-book.zip")
+    say_sizes(out)  # The zip's own.
     return status
 
 

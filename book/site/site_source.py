@@ -11,15 +11,23 @@ import csv
 import html
 import io
 import json
+import os
 import re
 import shutil
+import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import nbformat
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from api_pages import api_pages
+from build import SOURCE
+from mdit_py_plugins.anchors.index import slugify
 from nbformat import NotebookNode, v4
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +42,10 @@ OF_CHAPTER = re.compile(r"\*Chapter (\d\d)\.\*$", re.M)
 OF_SYMBOL = re.compile(r"\| (\d\d) \|$", re.M)
 JUPYTER_ANCHOR = re.compile(r"\]\(#([^)]+)\)")
 QUIZ = re.compile(r'^quiz\("(\d\d)"\)$')
-# What an output says instead of a widget: the repr of an ipywidgets box, or of our painter.
-WIDGET = re.compile(r"^(?:VBox|HBox|MaskPainter)\b")
+# What an output says instead of a widget: the repr of an ipywidgets box, or of one of our own.
+WIDGET = re.compile(r"^(?:VBox|HBox|MaskPainter|TraceExplorer)\b")
+EXPLORER = re.compile(r"^TraceExplorer of (['\"])(.+)\1: (\d+) steps, (no )?heat maps")
+SEED = re.compile(r"\bseed=(\d+)")
 
 # Where the running model stands in a chapter: after the cell that holds these words, in the state
 # that these parameters name. The words beside it say what to try.
@@ -99,12 +109,9 @@ def picture_of(cell: NotebookNode) -> dict[str, Any] | None:
 
 
 def number_figures(notebook: NotebookNode, chapter: str) -> list[Figure]:
-    """Give each picture its number, its section's name as caption, and its alt text, in place."""
+    """Give each picture its number, and its alt text as alt text and as caption, in place."""
     figures: list[Figure] = []
-    section = ""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (headings := HEADING.findall(cell.source)):
-            section = headings[-1]
         if (output := picture_of(cell)) is None:
             continue
         alt = output["metadata"]["image/png"]["alt"]
@@ -114,11 +121,17 @@ def number_figures(notebook: NotebookNode, chapter: str) -> list[Figure]:
         cell.metadata["mystnb"] = {
             "image": {"alt": alt},
             "figure": {
-                "caption": f"**Figure {number}** · {section}",
+                "caption": f"**Figure {number}** · {as_sentence(alt)}",
                 "name": "figure-" + number.replace(".", "-"),
             },
         }
     return figures
+
+
+def as_sentence(alt: str) -> str:
+    """Return an alt text as a caption: with a full stop, and no sign that Markdown reads."""
+    plain = re.sub(r"([\\`*_<>\[\]{}$])", r"\\\1", alt[:1].upper() + alt[1:])
+    return plain if plain.endswith((".", "!", "?")) else plain + "."
 
 
 def fold(cell: NotebookNode) -> None:
@@ -147,6 +160,27 @@ def without_widget(cell: NotebookNode) -> bool:
     found = len(kept) < len(cell.outputs)
     cell.outputs = kept
     return found
+
+
+def explorer_box(cell: NotebookNode, live: bool) -> NotebookNode | None:
+    """Return what stands for an explorer on a page, or None if the cell shows none.
+
+    With the running model it leads to the same picture there; to be called before
+    ``without_widget``, which takes the words away that say which picture it is.
+    """
+    said = ["".join(output.get("data", {}).get("text/plain", "")) for output in cell.outputs]
+    found = next((match for text in said if (match := EXPLORER.match(text))), None)
+    if found is None:
+        return None
+    words = "" if found[4] else ", and point at a word to see where it was read"
+    box = f"In a running notebook an explorer stands here: go through the {found[3]} steps{words}."
+    if live and (seed := SEED.search(cell.source)):
+        state = urlencode({"prompt": found[2], "seed": seed[1], "steps": found[3]})
+        url = html.escape(f"../live/index.html#{state}")
+        box += f' <a href="{url}">Take the same picture apart in the page</a>.'
+    else:
+        box += " It needs a notebook: download the chapter with the button at the top of the page."
+    return v4.new_markdown_cell(f":::{{note}}\n:class: widget\n{box}\n:::")
 
 
 def embedded(url: str, text: str) -> str:
@@ -191,9 +225,12 @@ def site_edition(path: Path, live: bool) -> tuple[NotebookNode, list[Figure]]:
             cell.source = JUPYTER_ANCHOR.sub(lambda m: f"](#{m[1].lower()})", cell.source)
         else:
             fold(cell)
-            if without_widget(cell) and not (live and chapter in LIVE):
+            box = explorer_box(cell, live)
+            if without_widget(cell) and box is None and not (live and chapter in LIVE):
                 where = "[in the page](../live-model.md)" if live else "there"
                 cells.append(v4.new_markdown_cell(NO_WIDGET.replace("LIVE", where)))
+            if box is not None:
+                cells.append(box)
         if live and chapter in LIVE and LIVE[chapter][0] in cell.source:
             cells.append(live_cell(chapter))
     notebook.cells = cells
@@ -294,6 +331,85 @@ def copy(source: Path, target: Path) -> None:
     shutil.copy2(source, target)
 
 
+def wheel_name() -> str:
+    """Return the file name of the wheel that is built from this repository."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return f"sdlearn-{project['version']}-py3-none-any.whl"
+
+
+def install_page(text: str) -> str:
+    """Return the page on installing with what pip installs: SOURCE, or the wheel beside it."""
+    source = os.environ.get("SDLEARN_SITE_SOURCE") or SOURCE
+    if source:
+        text = text.replace("GET", "In a terminal:").replace(" WHY", "")
+    text = text.replace("GET", GET).replace("WHY", WHY)
+    return text.replace("WHAT", source or wheel_name()).replace("WHEEL", wheel_name())
+
+
+GET = """Get <a href="downloads/WHEEL">the library with all chapters and the model</a>. In a \
+terminal, in the folder where that file lies:"""
+WHY = """You need the file because the book has no public address yet. Once it has one (`SOURCE` \
+in the repository's `book/build.py`), the third line names it, and there is nothing to get first."""
+
+
+def table_of_chapters() -> str:
+    """Return README.md's table of chapters, with the minutes that each takes."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    table = re.search(r"^\| \| chapter \| minutes \|.*?(?=\n\n)", readme, re.M | re.S)
+    assert table, "README.md has no table of chapters"
+    return table[0]
+
+
+# Where a page names a chapter, perhaps with its section; and an exercise. Not what is a link.
+NAMED_SECTION = re.compile(r"(?<!\[)\bchapter (\d\d)(?:, \*([^*]+)\*)?")
+NAMED_EXERCISE = re.compile(r"(?<![\d.\[])(0\d|1[0-7])\.(\d)(?![\d.]?\d)")
+
+
+def headings_of(path: Path) -> list[str]:
+    """Return all headings of a notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    found = [HEADING.findall(cell.source) for cell in cells if cell.cell_type == "markdown"]
+    return [each.strip() for headings in found for each in headings]
+
+
+LIVE_LINK = re.compile(r"\[([^\]]+)\]\((live/index\.html[^)]*)\)")
+
+
+def linked_teaching(text: str, live: bool = True) -> str:
+    """Make each "chapter 05, *A drop of ink*" and "05.1" of the page for teachers a link."""
+    chapters = {number_of(path): path for path in CHAPTERS}
+    exercises = {number_of(path): path for path in EXERCISES}
+    sections = {number: headings_of(path) for number, path in chapters.items()}
+    tasks = {number: headings_of(path) for number, path in exercises.items()}
+
+    def to_section(match: re.Match[str]) -> str:
+        place = f"#{slugify(match[2])}" if match[2] in sections[match[1]] else ""
+        return f"[{match[0]}](../chapters/{chapters[match[1]].name}{place})"
+
+    def to_exercise(match: re.Match[str]) -> str:
+        heading = next((each for each in tasks[match[1]] if each.startswith(match[0])), None)
+        place = f"#{slugify(heading)}" if heading else ""
+        return f"[{match[0]}](../chapters/exercises/{exercises[match[1]].name}{place})"
+
+    parts = text.split("```")  # Every second one is code.
+    parts[::2] = [
+        NAMED_EXERCISE.sub(to_exercise, NAMED_SECTION.sub(to_section, part)) for part in parts[::2]
+    ]
+    text = "```".join(parts)
+    to_live = r'<a href="../\2">\1</a>' if live else r"[\1](../live-model.md)"
+    text = LIVE_LINK.sub(to_live, text)
+    text = text.replace("../README.md#chapters", "../index.md#chapters")
+    text = text.replace("../README.md#other-ways-to-install", "../install.md")
+    return text.replace("\n## How much memory", FOR_A_CLASS + "\n## How much memory")
+
+
+FOR_A_CLASS = """
+**To hand out.** <a href="../downloads/sdlearn-book.zip">The whole site, with the live page, the \
+notebooks and the library, in one file</a>; <a href="../downloads/figures.zip">all figures as \
+PNG</a>; and [how to install](../install.md).
+"""
+
+
 def write_pages(folder: Path, live: bool) -> None:
     """Write the pages that belong to the site alone, and the one for teachers."""
     teaching = ROOT / "book" / "teaching.md"
@@ -301,14 +417,12 @@ def write_pages(folder: Path, live: bool) -> None:
         text = path.read_text("utf-8")
         if path.stem == "live-model":
             text = live_page(text, live)
-        if path.stem == "index" and teaching.exists():
-            text = text.replace("chapters/exercises/lesson\n", LESSON_AND_TEACHING)
+        if path.stem == "install":
+            text = install_page(text)
+        if path.stem == "index":
+            text = text.replace("TABLE", table_of_chapters())
         write(folder / path.name, text)
-    if teaching.exists():
-        copy(teaching, folder / "book" / "teaching.md")
-
-
-LESSON_AND_TEACHING = "book/teaching\nchapters/exercises/lesson\n"
+    write(folder / "book" / "teaching.md", linked_teaching(teaching.read_text("utf-8"), live))
 
 
 def lay_out(

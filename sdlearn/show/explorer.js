@@ -549,10 +549,17 @@ class Explorer extends EventTarget {
       this.#hovered = row;
       this.#update(false);
     };
-    button.addEventListener("pointerenter", (event) => {
-      if (event.pointerType !== "touch") light(word); // A finger does not hover, it taps.
+    // Not pointerenter: scrolled under a pointer that rests, a word is not pointed at.
+    let pointedAt = false;
+    button.addEventListener("pointermove", (event) => {
+      if (pointedAt || event.pointerType === "touch") return; // A finger does not hover, it taps.
+      pointedAt = true;
+      light(word);
     });
-    button.addEventListener("pointerleave", () => light(undefined));
+    button.addEventListener("pointerleave", () => {
+      pointedAt = false;
+      light(undefined);
+    });
     button.addEventListener("focus", () => {
       if (!button.matches(":focus-visible")) return;
       light(word);

@@ -13,8 +13,16 @@ import { showUnknown, showWeights } from "./words.js";
 
 export const $ = (id) => document.getElementById(id);
 
-/** Whether the settings stand above the view, where they should take little room. */
-export const isNarrow = () => matchMedia("(max-width: 60rem)").matches;
+/** Whether the settings should take little room: on a narrow page, in a frame, on a projector. */
+export const isTight = () =>
+  matchMedia("(max-width: 60rem)").matches ||
+  document.documentElement.matches("[data-embed], [data-projector]");
+
+/** Close all groups of settings; or, with `false`, open the first. */
+export function foldSettings(fold) {
+  if (!fold) $("group-drawing").open = true;
+  else for (const group of $("settings").querySelectorAll("details")) group.open = false;
+}
 
 const TEXTS = ["prompt", "negative_prompt", "second"];
 const SLIDERS = ["steps", "guidance_scale", "share", "strength"];
@@ -98,7 +106,7 @@ export function connectControls(changed) {
     };
     for (const [name, isUsed] of Object.entries(used))
       if (isUsed || tidy) $(`group-${name}`).open = isUsed;
-    if (tidy) $("group-drawing").open = !isNarrow() && !Object.values(used).includes(true);
+    if (tidy) $("group-drawing").open = !isTight() && !Object.values(used).includes(true);
   }
 
   function showTokens(tokens, key) {
