@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,12 +109,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def tiny(random_pipe):
-    """A random model of two blocks each way: what is trained here, is trained in a second."""
+def tiny_unet() -> UNet2DConditionModel:
+    """Return a random U-Net of two blocks each way: what takes its time for each, is quick."""
     torch.manual_seed(0)
-    pipe = copy.copy(random_pipe)
-    pipe.unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 16),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -122,6 +121,30 @@ def tiny(random_pipe):
         norm_num_groups=8,
         cross_attention_dim=24,
         attention_head_dim=4,
-    )
-    pipe.unet.eval().requires_grad_(False)
+    ).eval()
+
+
+@pytest.fixture
+def tiny(random_pipe):
+    """A random model with a tiny U-Net: what is trained here, is trained in a second."""
+    pipe = copy.copy(random_pipe)
+    pipe.unet = tiny_unet().requires_grad_(False)
     return pipe
+
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")  # two of Playwright's at once do not get on
+def browser():
+    """The Chromium that is installed."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium, and found none")
+    with sync_api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()

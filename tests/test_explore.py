@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import shutil
 import zlib
 
 import numpy as np
@@ -233,9 +232,6 @@ def test_what_cannot_be_explored_is_said(postcards, random_pipe, tiny, drawn):
 
 # ------------------------------------------------------------------- the view, in a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-QUIET = ["background-networking", "component-update", "sync"]
-FLAGS = ["--no-sandbox", "--disable-gpu", *(f"--disable-{what}" for what in QUIET)]
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Explorer</title>
 <meta name="viewport" content="width=device-width"><link rel="stylesheet" href="explorer.css">
 <style>html { background: Canvas; color-scheme: light dark; color: CanvasText }</style>
@@ -251,15 +247,6 @@ PIXELS = """(canvas) => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return [canvas.height, canvas.width, Array.from(data)];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on the path, in which to look at the explorer")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import sd15
 import torch
 from accelerate.hooks import CpuOffload
-from conftest import POSTCARDS, random_pipeline, seeded
+from conftest import POSTCARDS, random_pipeline, seeded, tiny_unet
 from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
@@ -465,17 +465,7 @@ def compiled_blocks(pipe):
 def small():
     """Two blocks each way: dynamo takes its time for each."""
     pipe = random_pipeline()
-    torch.manual_seed(0)
-    pipe.unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=24,
-        attention_head_dim=4,
-    ).eval()
+    pipe.unet = tiny_unet()
     return pipe
 
 

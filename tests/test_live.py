@@ -24,6 +24,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from conftest import CHROMIUM
 
 import sdlearn
 from sdlearn.editing.held_attention import Edit, attention_edited
@@ -34,13 +35,9 @@ from sdlearn.sampling import fresh_scheduler
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: pip install -e .[test]"
 )
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and found none")
 
 ALL = os.environ.get("SDLEARN_LIVE") == "all"
-QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SAMPLERS = {
     "DDIM": "DDIMScheduler",
     "Euler": "EulerDiscreteScheduler",
@@ -113,15 +110,6 @@ def live(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "live"
     build.build(folder)
     return folder
-
-
-@pytest.fixture(scope="module")  # two of Playwright's at once do not get on
-def browser():
-    with sync_api.sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu", *QUIET]
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.server
 import json
 import re
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from conftest import CHROMIUM
 from PIL import Image
 
 from sdlearn.postcards import vocabulary, world
@@ -23,14 +23,10 @@ axe = pytest.importorskip(
 )
 expect = sync_api.expect
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and found none")
 
 ROOT = Path(__file__).parents[1]
 LIVE = ROOT / "book" / "live"
-QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 # What the page sends to its Worker; and a dice that always throws the same.
 WATCH = """
 window.sent = [];
@@ -76,15 +72,6 @@ def site():
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu", *QUIET]
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

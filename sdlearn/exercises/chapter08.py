@@ -220,13 +220,12 @@ def euler_cases(generator: Generator) -> list[tuple]:
     return cases
 
 
-def _unscaled(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
-    return x + (sigma_next - sigma) * unet(x, sigma)
+def _one_slope(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
+    return x + (sigma_next - sigma) * slope(x, sigma)
 
 
 def _scaled_for_good(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
-    x = x / (sigma**2 + 1) ** 0.5
-    return x + (sigma_next - sigma) * unet(x, sigma)
+    return _one_slope(x / (sigma**2 + 1) ** 0.5, unet, sigma, sigma_next)
 
 
 def _divided_by_the_square(x: Tensor, unet: Slope, sigma: float, sigma_next: float) -> Tensor:
@@ -265,7 +264,7 @@ EULER = Exercise(
         Mistake(
             "the U-Net is asked about x itself; it was trained on x_t, whose variance stays about "
             "1. diffusers calls what is missing `scale_model_input`",
-            _unscaled,
+            _one_slope,
         ),
         Mistake(
             "the shrunken x is for the U-Net's eyes only; the step starts from the x that you "
@@ -332,10 +331,6 @@ def heun_cases(generator: Generator) -> list[tuple]:
         x = sigma * torch.randn(size, generator=generator)
         cases.append((x, slope, sigma, 0.0 if size == 5 else sigma * part / 2))
     return cases
-
-
-def _one_slope(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:
-    return x + (sigma_next - sigma) * slope(x, sigma)
 
 
 def _second_slope_alone(x: Tensor, slope: Slope, sigma: float, sigma_next: float) -> Tensor:

@@ -32,18 +32,9 @@ export function predictOriginalSample(sample, noisePred, a) {
   return combine(1 / Math.sqrt(a), sample, -Math.sqrt(1 - a) / Math.sqrt(a), noisePred);
 }
 
-export class DDIMScheduler {
+/** Latents that keep the variance of x_t, which the U-Net is shown as they are. */
+class Scheduler {
   initNoiseSigma = 1;
-
-  constructor(config, steps) {
-    this.ratio = Math.floor(config.num_train_timesteps / steps);
-    this.timesteps = spaced(steps, this.ratio, config.steps_offset);
-    this.alphas = alphasCumprod(config);
-  }
-
-  alphaBar(i) {
-    return this.alphas[this.timesteps[i]];
-  }
 
   scaleModelInput(sample) {
     return sample;
@@ -52,6 +43,19 @@ export class DDIMScheduler {
   addNoise(original, noise, i) {
     const a = this.alphaBar(i);
     return combine(Math.sqrt(a), original, Math.sqrt(1 - a), noise);
+  }
+}
+
+export class DDIMScheduler extends Scheduler {
+  constructor(config, steps) {
+    super();
+    this.ratio = Math.floor(config.num_train_timesteps / steps);
+    this.timesteps = spaced(steps, this.ratio, config.steps_offset);
+    this.alphas = alphasCumprod(config);
+  }
+
+  alphaBar(i) {
+    return this.alphas[this.timesteps[i]];
   }
 
   /** Go to the predicted picture, and part of the way back. */
@@ -64,8 +68,9 @@ export class DDIMScheduler {
 }
 
 /** What Euler and DPM-Solver++ have in common: levels of noise as sigma, noise over picture. */
-class SigmaScheduler {
+class SigmaScheduler extends Scheduler {
   constructor(config, timesteps) {
+    super();
     this.timesteps = timesteps;
     const alphas = alphasCumprod(config);
     const sigmas = timesteps.map((t) => Math.sqrt((1 - alphas[t]) / alphas[t]));
@@ -101,21 +106,11 @@ export class EulerDiscreteScheduler extends SigmaScheduler {
 }
 
 export class DPMSolverMultistepScheduler extends SigmaScheduler {
-  initNoiseSigma = 1;
   #last = null; // the step before: the predicted picture and its lambda
 
   constructor(config, steps) {
     const ratio = Math.floor(config.num_train_timesteps / (steps + 1));
     super(config, spaced(steps + 1, ratio, config.steps_offset).slice(0, -1));
-  }
-
-  scaleModelInput(sample) {
-    return sample;
-  }
-
-  addNoise(original, noise, i) {
-    const a = this.alphaBar(i);
-    return combine(Math.sqrt(a), original, Math.sqrt(1 - a), noise);
   }
 
   /** DDIM's step to a picture that leans away from the one predicted before. */
